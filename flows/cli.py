@@ -1,0 +1,253 @@
+"""`stepladder run | plan | fetch`: the command line.
+
+Torch and Prefect take seconds to import, so each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import logging
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import Parameter
+
+app = cyclopts.App(
+    name="stepladder",
+    help="Climb a ladder of image classifiers; run again, redo only what a change can reach.",
+)
+
+Dataset = Annotated[str, Parameter(help="A folder's name under the data root, or its path")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """What `run` and `plan` have in common."""
+
+    validation: Annotated[
+        str, Parameter(help='Share of training held out, or "testing" for the post\'s shortcut')
+    ] = "0.1"
+    epochs: Annotated[
+        int | None, Parameter(help="Train every recipe this long instead of its own number")
+    ] = None
+    only: Annotated[str, Parameter(help='Glob over recipe names, such as "linear*"')] = "*"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Parameter(help="auto takes a GPU where there is one")
+    ] = "auto"
+    refresh: Annotated[
+        tuple[str, ...],
+        Parameter(help='Glob over stage names to run even when cached, such as "train*"'),
+    ] = ()
+    recipes: Annotated[
+        Path | None, Parameter(help="TOML file of recipes to climb instead of the default ladder")
+    ] = None
+    models: Annotated[str, Parameter(help="Cross these models, a,b,c, with --losses, --seeds")] = ""
+    losses: Annotated[str, Parameter(help="Losses to cross, a,b,c")] = "cross_entropy"
+    seeds: Annotated[str, Parameter(help="Seeds to cross, 0,1,2")] = "0"
+    size: Annotated[
+        str | None, Parameter(help="Resize every image: HEIGHTxWIDTH, such as 28x28")
+    ] = None
+
+    def parameters(self, dataset: str) -> dict[str, Any]:
+        """The parameters of the flow.  Raises LadderError for what cannot be meant."""
+        return {
+            "dataset": dataset,
+            "recipes": self._recipes(),
+            "validation": _validation(self.validation),
+            "epochs": self.epochs,
+            "only": self.only,
+            "device": self.device,
+            "refresh": list(self.refresh),
+            "size": _size(self.size),
+            "command": shlex.join(["stepladder", *sys.argv[1:]]),
+        }
+
+    def _recipes(self) -> list[Any] | None:
+        from tasks.caching.store import LadderError
+        from tasks.train import cross, read_recipes
+
+        if self.recipes and self.models:
+            raise LadderError("--recipes and --models exclude each other; give one of them")
+        if self.recipes:
+            return read_recipes(self.recipes)
+        if not self.models:
+            return None
+        try:
+            seeds = [int(seed) for seed in self.seeds.split(",")]
+        except ValueError:
+            raise LadderError(f"--seeds '{self.seeds}' are not whole numbers, 0,1,2") from None
+        return cross(self.models.split(","), self.losses.split(","), seeds)
+
+
+@app.command
+def run(
+    dataset: Dataset = "sample",
+    /,
+    *,
+    options: Options = Options(),
+    json: Annotated[bool, Parameter(negative="", help="Print one JSON object, no table")] = False,
+    quiet: Annotated[bool, Parameter(negative="", help="No progress, only the result")] = False,
+    verbose: Annotated[bool, Parameter(negative="", help="Show Prefect's own log too")] = False,
+) -> None:
+    """Climb the ladder on a dataset and write its report; reuse whatever no change can reach."""
+    from flows.console import Display, print_ladder
+
+    with Display(quiet=quiet) as display:
+        folder = _climb(options.parameters(dataset), display, verbose=verbose)
+    states = list(display.states.values())
+    counts = {state: states.count(state) for state in ("ran", "cached")}
+    if json:
+        paths = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
+        print(jsonlib.dumps({**paths, "stages": counts}))
+    else:
+        print_ladder(folder)
+        print(f"stages: {counts['ran']} ran, {counts['cached']} cached")
+
+
+def _climb(parameters: dict[str, Any], display: Any, *, verbose: bool) -> Path:
+    """Run the flow, unless a look shows that nothing is to be done.  Gives the report's folder."""
+    from tasks.caching import process
+
+    planned = _plan(parameters, display)
+    if all(each.state == "cached" for each in planned):
+        from tasks.caching.store import data_root
+        from tasks.publish import place
+
+        display.states |= {each.stage: "cached" for each in planned}
+        refs = {each.stage: each.ref for each in planned if each.ref}
+        outcomes = {name: ref.outcome for name, ref in refs.items()}
+        return place(refs["report"], outcomes, (data_root() / "cache").resolve())
+
+    process.warm_up()  # imports torch for the stages while Prefect starts here
+    _tame_prefect(verbose)
+    from flows.ladder import ladder
+    from tasks.caching.stage import OBSERVER, log
+
+    def tell(event: str, name: str, **facts: Any) -> None:
+        log(event, name, **facts)
+        display(event, name, **facts)
+
+    OBSERVER.set(tell)
+    return Path(ladder(**parameters))
+
+
+def _plan(parameters: dict[str, Any], display: Any) -> list[Any]:
+    _tame_prefect(verbose=False)
+    from flows.ladder import ladder
+    from tasks.caching.plan import asleep
+
+    with asleep() as planned:
+        ladder.fn(**parameters)
+    return planned
+
+
+@app.command
+def plan(
+    dataset: Dataset = "sample",
+    /,
+    *,
+    options: Options = Options(),
+    json: Annotated[bool, Parameter(negative="", help="Print one JSON object, no table")] = False,
+) -> None:
+    """Say of every stage whether it would run, and why.  Runs nothing."""
+    from flows.console import Display, print_plan
+
+    with Display(quiet=json) as display:
+        planned = _plan(options.parameters(dataset), display)
+    if json:
+        stages = [
+            {"stage": p.stage, "state": p.state, "why": list(p.why), "seconds": p.seconds}
+            for p in planned
+        ]
+        print(jsonlib.dumps({"stages": stages}))
+    else:
+        print_plan(planned)
+
+
+@app.command
+def fetch(
+    name: Annotated[str, Parameter(help="sample, mnist, or a name of your own with --from")],
+    /,
+    *,
+    source: Annotated[
+        str | None, Parameter(name="--from", help="An archive: a file's path or a URL")
+    ] = None,
+    sha256: Annotated[str | None, Parameter(help="What its sha256 must be, in hex")] = None,
+    quiet: Annotated[bool, Parameter(negative="", help="No progress")] = False,
+) -> None:
+    """Bring a dataset under the data root: checked, then unpacked."""
+    from tasks.fetch import fetch as bring
+
+    from flows.console import Display
+    from tasks.caching.stage import Run
+    from tasks.caching.store import data_root
+
+    with Display(quiet=quiet) as display:
+        folder = bring(name, data_root(), source, sha256, Run(progress=display.progress(name)))
+    print(folder)
+
+
+def main() -> None:
+    """Run the command line; mistakes end in one line and exit status 1, not in a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _say("stopped; what had finished is kept, the same command goes on from there")
+        # At once: threads of the flow may still wait for stages.
+        os._exit(130)
+    except Exception as error:
+        # The imports that bring LadderError take a second, so the name is looked at instead.
+        if type(error).__name__ not in ("LadderError", "DamagedError", "StageError"):
+            raise
+        _say(str(error))
+        sys.exit(1)
+
+
+def _say(message: str) -> None:
+    print(f"stepladder: {message}", file=sys.stderr)
+
+
+def _validation(text: str) -> float | str:
+    from tasks.caching.store import LadderError
+
+    if text == "testing":
+        return text
+    with contextlib.suppress(ValueError):
+        if 0 < (share := float(text)) < 1:
+            return share
+    raise LadderError(f'--validation {text} is neither a fraction between 0 and 1 nor "testing"')
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    from tasks.caching.store import LadderError
+
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    if height.isdecimal() and width.isdecimal() and int(height) and int(width):
+        return int(height), int(width)
+    raise LadderError(f"--size {text} is no size; give HEIGHTxWIDTH, such as 28x28")
+
+
+def _tame_prefect(verbose: bool) -> None:
+    """Keep Prefect's log off the terminal unless asked for; the server gets it all the same."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    import prefect.logging.configuration
+
+    prefect.logging.configuration.setup_logging()
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.server"):
+        for handler in logging.getLogger(name).handlers:
+            if type(handler).__name__ == "PrefectConsoleHandler":
+                handler.setLevel(logging.INFO if verbose else logging.CRITICAL + 1)
+
+
+if __name__ == "__main__":
+    main()

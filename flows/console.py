@@ -1,0 +1,149 @@
+"""What a person sees at the terminal while stages run, and the ladder at the end."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from tasks.caching.plan import Planned
+
+
+class Display:
+    """Shows stages as they run: bars on a terminal, a line per finished stage elsewhere.
+
+    Standard error only, so that standard output stays clean for results.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.states: dict[str, str] = {}  # stage -> "ran", "cached" or "failed"
+        self._console = Console(stderr=True, quiet=quiet)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def __call__(self, event: str, name: str, **facts: Any) -> None:
+        """Take what `tasks.caching.stage` tells its observer."""
+        with self._lock:
+            match event:
+                case "runs":
+                    self._bars[name] = self._progress.add_task(escape(name), total=None, note="")
+                case "progress":
+                    done, total, note = (*facts["at"], "")[:3]
+                    self._progress.update(
+                        self._bars[name], completed=done, total=total, note=escape(note)
+                    )
+                case "warning":
+                    self.say(f"warning: {name}: {facts['text']}")
+                case "ran" | "cached" | "failed":
+                    self.states[name] = event
+                    if name in self._bars:
+                        self._progress.remove_task(self._bars.pop(name))
+                    if event == "ran":
+                        self.say(f"{facts['seconds']:8.1f} s  {name}  ({'; '.join(facts['why'])})")
+
+    def progress(self, name: str) -> _Bar:
+        """A bar of its own for work that is no stage, such as a download."""
+        return _Bar(self, name)
+
+
+class _Bar:
+    """A progress callback `(done, total, note)` that shows as one bar and ends by itself."""
+
+    def __init__(self, display: Display, name: str) -> None:
+        self._display = display
+        self._name = name
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if now < self._next and done < total:
+            return
+        self._next = now + 0.1
+        if self._name not in self._display._bars:
+            self._display("runs", self._name)
+        self._display("progress", self._name, at=(done, total, note))
+
+
+def print_plan(planned: list[Planned]) -> None:
+    """Each stage, what would become of it, why, and what it took the last time."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("stage", "state", "seconds", "why"):
+        table.add_column(title, justify="right" if title == "seconds" else "left", overflow="fold")
+    for each in planned:
+        seconds = "" if each.seconds is None else f"{each.seconds:.1f}"
+        style = {"cached": "dim", "will run": "bold"}.get(each.state, "")
+        why = escape("; ".join(each.why))
+        table.add_row(escape(each.stage), each.state, seconds, why, style=style)
+    console = Console()
+    console.print(table)
+    cached = [each for each in planned if each.state == "cached"]
+    saved = sum(each.seconds or 0 for each in cached)
+    needed = sum(each.seconds or 0 for each in planned) - saved
+    console.print(
+        f"\n{len(planned) - len(cached)} to run, about {needed:.0f} s as of the last time; "
+        f"{len(cached)} cached, which saves {saved:.0f} s",
+        highlight=False,
+    )
+
+
+def print_ladder(folder: Path) -> None:
+    """The ladder of a finished run as a small table, and where its report is."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("rung")
+    table.add_column("testing accuracy", justify="right")
+    table.add_column("seconds", justify="right")
+    table.add_column("")
+    table.add_row("random", f"{results['random_baseline']:.2%}")
+    for baseline in results["baselines"]:
+        table.add_row(f"nearest mean, {baseline['distance']}", f"{baseline['accuracy']:.2%}")
+    for rung in results["rungs"]:
+        cached = "cached" if rung["cached"] else ""
+        table.add_row(
+            escape(rung["label"]),
+            f"{rung['testing_accuracy']:.2%}",
+            f"{rung['seconds']:.1f}",
+            cached,
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"\nreport: {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,128 @@
+"""The pipeline: from folders of labelled images to a report of what each rung buys.
+
+Read the body of `ladder` first: it is the table of contents of `tasks/`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+from tasks.decode import decode
+
+from tasks.baseline import DISTANCES, baseline, mean
+from tasks.caching.stage import Session, Settings, begin
+from tasks.caching.store import LadderError, data_root
+from tasks.publish import publish
+from tasks.report import report
+from tasks.scan import scan
+from tasks.train import Recipe, default_ladder, label, train
+
+Validation = Annotated[float, Field(gt=0, lt=1)] | Literal["testing"]
+
+
+# Threads only wait: each stage's body runs in a process of its own, as cores come free.
+@flow(name="ladder", task_runner=ThreadPoolTaskRunner(max_workers=256), flow_run_name="{dataset}")
+def ladder(
+    dataset: Annotated[
+        str, Field(description="Name of a folder under the data root, or path of any dataset")
+    ] = "mnist",
+    recipes: Annotated[
+        list[Recipe] | None, Field(description="What to train; nothing means the default ladder")
+    ] = None,
+    validation: Annotated[
+        Validation,
+        Field(description='Share of training held out, or "testing" for the post\'s shortcut'),
+    ] = 0.1,
+    epochs: Annotated[
+        int | None, Field(ge=1, description="Train every recipe this long instead of its own")
+    ] = None,
+    only: Annotated[str, Field(description="Glob over recipe names, such as linear*")] = "*",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Field(description="auto takes a GPU where there is one")
+    ] = "auto",
+    refresh: Annotated[
+        list[str], Field(description="Globs over stage names to run again even when cached")
+    ] = [],  # noqa: B006 - Prefect copies parameters, and nothing here changes it
+    size: Annotated[
+        tuple[int, int] | None, Field(description="Resize every image to [height, width]")
+    ] = None,
+    command: Annotated[str, Field(description="How to start this run again, for the report")] = "",
+) -> str | None:
+    """Climb the ladder on a dataset; run again, redo only what a change can reach.
+
+    Gives the path of the report's folder.  Raises LadderError for what its user can mend.
+    """
+    folder = find_dataset(dataset)
+    session = open_session(folder, device, refresh, command)
+    chosen = label(select(recipes or default_ladder(), epochs, only))
+
+    data = scan(folder, Path(session.settings.cache))
+    training = [decode[each.label](each, size) for each in data.training]
+    testing = [decode[each.label](each, size) for each in data.testing]
+
+    means = [mean[name](stack) for name, stack in zip(data.classes, training, strict=True)]
+    baselines = [baseline[d](means, testing, data.classes, d) for d in DISTANCES]
+
+    rungs = {
+        name: train[name](training, testing, data.classes, recipe, validation)
+        for name, recipe in chosen.items()
+    }
+    page = report(
+        data.name, data.classes, training, testing, means, baselines, rungs, chosen, validation,
+        data.skipped,
+    )  # fmt: skip
+    return publish(session, page)
+
+
+def find_dataset(name: str) -> Path:
+    """The folder of a dataset: a path, or a name under the data root.  Raises LadderError."""
+    for folder in (data_root() / name, Path(name).expanduser()):
+        if folder.is_dir():
+            return folder.resolve()
+    hint = f"`stepladder fetch {name}` brings it" if name in ("sample", "mnist") else (
+        "give the path of a folder with training/ and testing/, each with a folder per class"
+    )  # fmt: skip
+    raise LadderError(f"no dataset '{name}' under {data_root()} or here; {hint}")
+
+
+def open_session(folder: Path, device: str, refresh: list[str], command: str) -> Session:
+    """Begin a run on a dataset.  Raises LadderError when a GPU is asked for and there is none."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return begin(
+        Settings(
+            cache=str((data_root() / "cache").resolve()),
+            dataset=folder.name,
+            device=find_device(device),
+            refresh=tuple(refresh),
+            started=now,
+            command=command or f"stepladder run {folder.name}",
+        )
+    )
+
+
+def find_device(wanted: str) -> str:
+    """"cpu" or "cuda".  Raises LadderError when a GPU is asked for and there is none."""  # fmt: skip
+    import torch
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise LadderError("--device cuda: torch sees no GPU here; use --device auto or cpu")
+    return "cuda" if there and wanted != "cpu" else "cpu"
+
+
+def select(recipes: list[Recipe], epochs: int | None, only: str) -> list[Recipe]:
+    """The recipes whose name matches the glob, with their epochs replaced where asked.
+
+    Raises LadderError when none matches.
+    """
+    named: dict[str, Any] = label(recipes)
+    kept = [recipe for name, recipe in named.items() if fnmatch.fnmatchcase(name, only)]
+    if not kept:
+        raise LadderError(f"--only '{only}' matches no recipe; there are: {'; '.join(named)}")
+    return [recipe.model_copy(update={"epochs": epochs}) if epochs else recipe for recipe in kept]

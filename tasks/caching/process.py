@@ -1,0 +1,188 @@
+"""Stage bodies in processes of their own: side by side on all cores, and gone when done.
+
+A fork server imports torch and the chapters once; each body runs in a fresh fork of it, which
+takes milliseconds.  Threads would share Python's lock, and a fork of this process could inherit
+torch's threads in an unknown state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import importlib
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess, parent_process
+from pathlib import Path
+from typing import Any
+
+from tasks.caching.store import LadderError
+
+_FORK_SERVER = multiprocessing.get_context("forkserver")
+_ROOT = str(Path(__file__).resolve().parents[2])
+_running: set[BaseProcess] = set()
+_starting = threading.Lock()
+
+
+class StageError(Exception):
+    """A stage's own code failed; carries the traceback of its process."""
+
+
+class Cores:
+    """Hands out cores: few-core work first, then in order of asking, so nobody starves."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._free = total
+        self._queue: list[tuple[int, int]] = []
+        self._count = itertools.count()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, wanted: int) -> Iterator[int]:
+        """Wait for and hold up to `wanted` cores; gives how many."""
+        cores = min(wanted, self.total)
+        ticket = (cores, next(self._count))
+        with self._changed:
+            heapq.heappush(self._queue, ticket)
+            while self._queue[0] != ticket or self._free < cores:
+                self._changed.wait()
+            heapq.heappop(self._queue)
+            self._free -= cores
+            self._changed.notify_all()
+        try:
+            yield cores
+        finally:
+            with self._changed:
+                self._free += cores
+                self._changed.notify_all()
+
+
+CORES = Cores(len(os.sched_getaffinity(0)))
+
+
+def warm_up() -> None:
+    """Start the fork server now, so that it imports torch while this process does other things."""
+    with _starting, _without_main():
+        # The fork server searches where this process does, wherever it was started.
+        paths = [_ROOT, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
+        _FORK_SERVER.set_forkserver_preload(["tasks.report"])
+        from multiprocessing.forkserver import ensure_running
+
+        ensure_running()
+
+
+def run(
+    target: tuple[str, str],
+    arguments: tuple[Any, ...],
+    progress: Callable[..., None],
+    cores: int = 1,
+) -> Any:
+    """Call a module's function, `progress=` and `cores=` added, in a process of its own.
+
+    Raises what it raised: LadderError as it is, anything else as StageError with its traceback.
+    """
+    if multiprocessing.current_process().daemon:
+        # A daemonic worker of somebody else's pool may not have children.
+        return _function(target)(*arguments, progress=progress, cores=cores)
+    warm_up()
+    with CORES.hold(cores) as held:
+        receiver, sender = _FORK_SERVER.Pipe(duplex=False)
+        process = _FORK_SERVER.Process(
+            target=_child, args=(sender, _ROOT, target, arguments, held), daemon=True
+        )
+        with _starting, _without_main():
+            process.start()
+        sender.close()
+        _running.add(process)
+        try:
+            return _listen(receiver, process, progress)
+        finally:
+            process.kill()
+            process.join()
+            _running.discard(process)
+
+
+def stop_all() -> None:
+    """End every stage body at once."""
+    for process in list(_running):
+        process.kill()
+
+
+def _listen(receiver: Connection, process: BaseProcess, progress: Callable[..., None]) -> Any:
+    while True:
+        try:
+            kind, payload = receiver.recv()
+        except EOFError:
+            process.join()
+            code = process.exitcode or 0
+            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            hint = " (often too little memory)" if code == -signal.SIGKILL else ""
+            raise StageError(f"its process ended with {cause}{hint}") from None
+        if kind == "progress":
+            progress(*payload)
+        elif kind == "mistake":
+            raise LadderError(payload)
+        elif kind == "error":
+            raise StageError(payload)
+        else:
+            return payload
+
+
+def _child(
+    sender: Connection, root: str, target: tuple[str, str], arguments: tuple[Any, ...], cores: int
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if root != _ROOT:
+        sender.send(("error", f"the fork server runs {_ROOT}, not {root}"))
+        return
+    try:
+        function = _function(target)
+
+        def progress(*event: Any) -> None:
+            sender.send(("progress", event))
+
+        result = function(*arguments, progress=progress, cores=cores)
+        sender.send(("result", result))
+    except LadderError as error:
+        sender.send(("mistake", str(error)))
+    except Exception:
+        sender.send(("error", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _function(target: tuple[str, str]) -> Callable[..., Any]:
+    module, name = target
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide `__main__` while a process starts: children would import it again, and need it not.
+
+    So a user's script needs no `if __name__ == "__main__"`, and a Prefect worker's fork does not
+    import Prefect.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,398 @@
+"""`@stage`: a pure function whose result is kept, verified, and reused while nothing changed.
+
+    @stage
+    def mean(stack: Stack) -> Tensor: ...
+
+    mean["7"](stacks["7"])      in a flow: a Prefect task named mean[7], given and giving references
+    mean.fn(stack)              anywhere: the bare function
+
+A stage is looked up by a key: sha256 of its name, the code it reaches, the versions of the
+distributions that code imports, its parameters and the content of its inputs.  Found and verified,
+the task ends in Prefect's state Cached.  Otherwise its body runs in a process of its own, which
+loads the inputs, calls the function and stores what it returns.
+
+We keep the records ourselves instead of using Prefect's result storage: that one reads pickle,
+does not verify, and hands out torn files after a crash.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import importlib
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+import torch
+
+from tasks.caching import process
+from tasks.caching.fingerprint import check, fingerprint
+from tasks.caching.plan import (
+    PLAN,
+    Look,
+    Outcome,
+    Pending,
+    Planned,
+    Ref,
+    differences,
+    inputs_of,
+    is_input,
+    plain,
+    waits_for,
+)
+from tasks.caching.store import FORMAT, DamagedError, LadderError, Record, Store, digest_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _silent(_done: int, _total: int, _note: str = "") -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage may use that is no part of its result's identity: never enters a key."""
+
+    device: str = "cpu"  # "cpu" or "cuda"
+    progress: Callable[[int, int, str], None] = _silent  # (done, total, note)
+    scratch: Path | None = None  # for checkpoints, found again by the same key; removed at the end
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # stage name -> its outcome
+    started: str = ""  # ISO 8601 time the run began, UTC
+    command: str = ""  # how to start the same run again
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was started with; travels with every task, to other processes and machines too."""
+
+    cache: str  # the store's folder
+    dataset: str  # its name
+    device: str = "cpu"
+    refresh: tuple[str, ...] = ()  # globs over stage names that are to run even when cached
+    started: str = ""
+    command: str = ""
+
+
+class Observer(Protocol):
+    """Is told what happens to stages while they happen."""
+
+    def __call__(self, event: str, name: str, **facts: Any) -> None:
+        """Take event "waits", "runs", "progress", "ran", "cached", "warning" or "failed"."""
+
+
+def log(event: str, name: str, **facts: Any) -> None:
+    """Tell Prefect's run log."""
+    from prefect.logging import get_run_logger
+
+    words = facts.get("text") or "; ".join(facts.get("why", ()))
+    if event == "warning":
+        get_run_logger().warning("%s: %s", name, words)
+    elif event != "progress":
+        get_run_logger().info("%s %s%s", name, event, f": {words}" if words else "")
+
+
+OBSERVER: ContextVar[Observer] = ContextVar("observer", default=log)
+_SESSION: ContextVar[Session] = ContextVar("session")
+
+
+class Stage(Generic[P, R]):
+    """A pure function with a memory.  `.fn` is the bare function, `.task` the Prefect task."""
+
+    def __init__(self, fn: Callable[P, R], cores: Callable[[Mapping[str, Any]], int]) -> None:
+        check(fn)
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.name = fn.__name__
+        self.cores = cores
+        self.signature = inspect.signature(fn)
+
+    def __getitem__(self, label: str) -> Callable[..., Any]:
+        """The stage under the name `name[label]`, which tells it from its siblings."""
+        return functools.partial(self._call, f"{self.name}[{label}]")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Submit the stage in a flow, or look it up in a plan; gives a reference."""
+        return self._call(self.name, *args, **kwargs)
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {key: item for key, item in bound.arguments.items() if key != "run"}
+        session = _SESSION.get(None)
+        if session is None:
+            raise LadderError(f"{name} was called outside a flow; use {self.name}.fn for that")
+        if session.planned is None:
+            return session.submit(self.task, name, arguments)
+        ref, planned = Call(self, name, arguments, session.settings).plan()
+        session.planned.append(planned)
+        return ref
+
+    @functools.cached_property
+    def task(self) -> Any:
+        """The Prefect task of this stage."""
+        from prefect import Task
+        from prefect.cache_policies import NO_CACHE
+
+        return Task(
+            self._perform,
+            name=self.name,
+            description=inspect.getdoc(self.fn),
+            task_run_name="{name}",
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )
+
+    def _perform(self, name: str, arguments: dict[str, Any], settings: Settings) -> Any:
+        """The body of the Prefect task: a Cached state, or the reference of what was computed."""
+        from prefect.states import Completed
+
+        ref = Call(self, name, arguments, settings).perform()
+        if ref.outcome.state == "ran":
+            return ref
+        return Completed(name="Cached", message=f"same key as before: {ref.key[:12]}", data=ref)
+
+    def look(self, arguments: Mapping[str, Any]) -> Look:
+        """The key of a call.  Raises LadderError for code that cannot be followed."""
+        code, versions = fingerprint(self.fn, arguments)
+        inputs = {name: list(inputs_of(item)) for name, item in arguments.items()}
+        ingredients = {
+            "format": FORMAT,
+            "stage": self.name,
+            "code": code,
+            "versions": versions,
+            "parameters": {name: plain(item) for name, item in arguments.items()},
+            "inputs": {name: [each.digest for each in found] for name, found in inputs.items()},
+        }
+        names = {name: [each.label for each in found] for name, found in inputs.items()}
+        return Look(key=digest_of(ingredients), ingredients=ingredients, names=names)
+
+
+class Call:
+    """A stage with the arguments of one call."""
+
+    def __init__(
+        self, stage: Stage[Any, Any], name: str, arguments: dict[str, Any], settings: Settings
+    ) -> None:
+        self.stage = stage
+        self.name = name
+        self.arguments = arguments
+        self.settings = settings
+        self.store = Store(Path(settings.cache))
+        self.look = stage.look(arguments)
+        self.last = self.store.last(settings.dataset, name)
+        self.refresh = any(_matches(name, glob) for glob in settings.refresh)
+
+    def plan(self) -> tuple[Ref | Pending, Planned]:
+        """Look the call up without running it."""
+        seconds = self.last["seconds"] if self.last else None
+        waits = [each.label for each in inputs_of(self.arguments) if isinstance(each, Pending)]
+        if waits:
+            why = (*self._differences(), waits_for(waits))
+            return Pending(self.name), Planned(self.name, "may run", why, seconds)
+        record, why = self._find()
+        if record is None:
+            return Pending(self.name), Planned(self.name, "will run", why, seconds)
+        ref = self._ref(record, ())
+        return ref, Planned(self.name, "cached", (), record.seconds, ref)
+
+    def perform(self) -> Ref:
+        """Give what is stored, or compute and store it.  Raises LadderError, StageError."""
+        record, why = self._find()
+        if record is None:
+            # Another process may be computing this key, or have done so just now.
+            with self.store.lock(self.look.key):
+                if not self.refresh:
+                    record, why = self._find()
+                record = record or self._compute(why)
+        ref = self._ref(record, why)
+        memory = {**self.look.model_dump(), "seconds": record.seconds}
+        self.store.remember(self.settings.dataset, self.name, memory)
+        self._tell(ref.outcome.state, seconds=record.seconds, why=why)
+        return ref
+
+    def _find(self) -> tuple[Record | None, tuple[str, ...]]:
+        """The verified record of the key, or None and why the stage must run."""
+        if self.refresh:
+            return None, ("asked for by --refresh",)
+        try:
+            record = self.store.get(self.stage.name, self.look.key)
+        except DamagedError as error:
+            return None, (str(error),)
+        if record is not None:
+            return record, ()
+        if self.last is None:
+            return None, ("has not run before",)
+        return None, self._differences() or ("its record is missing",)
+
+    def _differences(self) -> tuple[str, ...]:
+        return differences(self.look, self.last, self.arguments, self.store.root)
+
+    def _ref(self, record: Record, why: tuple[str, ...]) -> Ref:
+        outcome = Outcome("ran" if why else "cached", why, record.seconds)
+        return Ref(self.name, self.stage.name, self.look.key, record.digest, outcome)
+
+    def _compute(self, why: tuple[str, ...]) -> Record:
+        try:
+            self.store.get(self.stage.name, self.look.key)
+        except DamagedError as error:
+            self._tell("warning", text=f"{error}; set aside and computed again")
+            self.store.set_aside(self.stage.name, self.look.key)
+        self._tell("waits")
+        where = (self.stage.fn.__module__, self.stage.name)
+        try:
+            process.run(
+                (__name__, "run_body"),
+                (where, self.arguments, self.look.key, self.settings),
+                lambda *at: self._tell("progress", at=at) if at else self._tell("runs", why=why),
+                self.stage.cores(self.arguments),
+            )
+        except (LadderError, process.StageError) as error:
+            self._tell("failed", text=str(error))
+            raise type(error)(f"{self.name}: {error}") from None
+        record = self.store.get(self.stage.name, self.look.key)
+        if record is None:
+            raise DamagedError(f"{self.name}: its record vanished while it was stored; run again")
+        return record
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        OBSERVER.get()(event, self.name, **facts)
+
+
+def run_body(
+    where: tuple[str, str],
+    arguments: dict[str, Any],
+    key: str,
+    settings: Settings,
+    *,
+    progress: Callable[..., None],
+    cores: int,
+) -> None:
+    """Run a stage in this process: load, call, store.
+
+    Raises LadderError when the code here is not the code that the key was made from.
+    """
+    progress()
+    torch.set_num_threads(cores)
+    module, name = where
+    stage: Stage[Any, Any] = getattr(importlib.import_module(module), name)
+    look = stage.look(arguments)
+    if look.key != key:
+        raise LadderError("its code changed while the run went on; run again")
+    store = Store(Path(settings.cache))
+    loaded = {name: _load(item, store.root) for name, item in arguments.items()}
+    if "run" in stage.signature.parameters:
+        refs = [each for each in inputs_of(arguments) if isinstance(each, Ref)]
+        loaded["run"] = Run(
+            device=settings.device,
+            progress=progress,
+            scratch=store.scratch(key),
+            outcomes={ref.label: ref.outcome for ref in refs},
+            started=settings.started,
+            command=settings.command,
+        )
+    start = time.perf_counter()
+    value = stage.fn(**loaded)
+    store.put(stage.name, key, value, time.perf_counter() - start, look.ingredients)
+    store.drop_scratch(key)
+
+
+def _load(value: Any, root: Path) -> Any:
+    if is_input(value):
+        return value.load(root)
+    if isinstance(value, Mapping):
+        return {key: _load(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_load(item, root) for item in value]
+    return value
+
+
+def _matches(name: str, glob: str) -> bool:
+    """Whether a stage's name matches a glob of * and ?; brackets stand for themselves."""
+    return fnmatch.fnmatchcase(name, glob.replace("[", "[[]"))
+
+
+def _one_core(_arguments: Mapping[str, Any]) -> int:
+    return 1
+
+
+@overload
+def stage(fn: Callable[P, R]) -> Stage[P, R]: ...
+@overload
+def stage(
+    *, cores: Callable[[Mapping[str, Any]], int]
+) -> Callable[[Callable[P, R]], Stage[P, R]]: ...
+def stage(fn: Any = None, *, cores: Callable[[Mapping[str, Any]], int] = _one_core) -> Any:
+    """Make a function a stage.
+
+    `cores` says of a call's arguments how many cores its body uses; one, unless told.
+    Raises LadderError, with the line, when the function reaches code that cannot be followed.
+    """
+    if fn is None:
+        return lambda function: Stage(function, cores)
+    return Stage(fn, cores)
+
+
+# Sessions
+
+
+class Session:
+    """One run of a flow's body, awake or asleep."""
+
+    def __init__(self, settings: Settings, planned: list[Planned] | None) -> None:
+        self.settings = settings
+        self.planned = planned  # what a plan has said so far; None when awake
+        self.futures: list[Any] = []
+
+    def submit(self, task: Any, name: str, arguments: dict[str, Any]) -> Any:
+        """Hand a stage to the flow's task runner; gives a Prefect future of its reference."""
+        future = task.submit(name, arguments, self.settings)
+        self.futures.append(future)
+        return future
+
+    def finish(self, handle: Any) -> Ref | None:
+        """Wait for every stage, then give the reference of one; None in a plan.
+
+        Raises LadderError that names each stage that failed of itself.
+        """
+        if self.planned is not None:
+            return handle if isinstance(handle, Ref) else None
+        try:
+            failures = [text for future in self.futures if (text := _failure(future))]
+        except BaseException:
+            process.stop_all()
+            raise
+        if failures:
+            raise LadderError("\n".join(failures))
+        ref: Ref = handle.result()
+        return ref
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """What became of every stage, by name; for when all have finished."""
+        refs: list[Ref] = [future.result() for future in self.futures]
+        return {ref.label: ref.outcome for ref in refs}
+
+
+def _failure(future: Any) -> str:
+    """Why a stage failed, or nothing for one that did not, or whose input did."""
+    future.wait()
+    if future.state.is_completed():
+        return ""
+    error = future.state.result(raise_on_failure=False)
+    if isinstance(error, LadderError | process.StageError):
+        return str(error)
+    return "" if future.state.name == "NotReady" else f"{future.state.name}: {error}"
+
+
+def begin(settings: Settings) -> Session:
+    """Open the session of a flow's body: stages called after it belong to it."""
+    session = Session(settings, PLAN.get())
+    if session.planned is None:
+        process.warm_up()
+    _SESSION.set(session)
+    return session
