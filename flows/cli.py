@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json as jsonlib
-import logging
 import os
 import shlex
 import sys
@@ -101,21 +100,23 @@ def run(
 
     with Display(quiet=quiet) as display:
         folder = _climb(options.parameters(dataset), display, verbose=verbose)
-    states = list(display.states.values())
-    counts = {state: states.count(state) for state in ("ran", "cached")}
+    states = display.states
+    ran = [stage for stage, state in states.items() if state == "ran"]
     if json:
         paths = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
-        print(jsonlib.dumps({**paths, "stages": counts}))
+        counts = {"ran": len(ran), "cached": len(states) - len(ran)}
+        print(jsonlib.dumps({**paths, "stages": counts, "ran": ran}))
     else:
         print_ladder(folder)
-        print(f"stages: {counts['ran']} ran, {counts['cached']} cached")
+        print(f"stages: {len(ran)} ran, {len(states) - len(ran)} cached")
 
 
 def _climb(parameters: dict[str, Any], display: Any, *, verbose: bool) -> Path:
     """Run the flow, unless a look shows that nothing is to be done.  Gives the report's folder."""
     from tasks.caching import process
 
-    planned = _plan(parameters, display)
+    _tame_prefect(verbose)
+    planned = _plan(parameters)
     if all(each.state == "cached" for each in planned):
         from tasks.caching.store import data_root
         from tasks.publish import place
@@ -126,7 +127,6 @@ def _climb(parameters: dict[str, Any], display: Any, *, verbose: bool) -> Path:
         return place(refs["report"], outcomes, (data_root() / "cache").resolve())
 
     process.warm_up()  # imports torch for the stages while Prefect starts here
-    _tame_prefect(verbose)
     from flows.ladder import ladder
     from tasks.caching.stage import OBSERVER, log
 
@@ -138,8 +138,7 @@ def _climb(parameters: dict[str, Any], display: Any, *, verbose: bool) -> Path:
     return Path(ladder(**parameters))
 
 
-def _plan(parameters: dict[str, Any], display: Any) -> list[Any]:
-    _tame_prefect(verbose=False)
+def _plan(parameters: dict[str, Any]) -> list[Any]:
     from flows.ladder import ladder
     from tasks.caching.plan import asleep
 
@@ -157,10 +156,10 @@ def plan(
     json: Annotated[bool, Parameter(negative="", help="Print one JSON object, no table")] = False,
 ) -> None:
     """Say of every stage whether it would run, and why.  Runs nothing."""
-    from flows.console import Display, print_plan
+    from flows.console import print_plan
 
-    with Display(quiet=json) as display:
-        planned = _plan(options.parameters(dataset), display)
+    _tame_prefect(verbose=False)
+    planned = _plan(options.parameters(dataset))
     if json:
         stages = [
             {"stage": p.stage, "state": p.state, "why": list(p.why), "seconds": p.seconds}
@@ -237,16 +236,14 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _tame_prefect(verbose: bool) -> None:
-    """Keep Prefect's log off the terminal unless asked for; the server gets it all the same."""
+    """Keep Prefect's log off the terminal unless asked for; the server gets it all the same.
+
+    Must come before Prefect is imported.
+    """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    import prefect.logging.configuration
-
-    prefect.logging.configuration.setup_logging()
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.server"):
-        for handler in logging.getLogger(name).handlers:
-            if type(handler).__name__ == "PrefectConsoleHandler":
-                handler.setLevel(logging.INFO if verbose else logging.CRITICAL + 1)
+    if not verbose:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from tasks.caching.plan import Planned
+from tasks.caching.plan import FIRST, Planned
 
 
 class Display:
@@ -78,7 +78,8 @@ class Display:
                     if name in self._bars:
                         self._progress.remove_task(self._bars.pop(name))
                     if event == "ran":
-                        self.say(f"{facts['seconds']:8.1f} s  {name}  ({'; '.join(facts['why'])})")
+                        why = [reason for reason in facts["why"] if reason != FIRST]
+                        self.say(f"{facts['seconds']:7.1f} s  {name}  {'; '.join(why)}".rstrip())
 
     def progress(self, name: str) -> _Bar:
         """A bar of its own for work that is no stage, such as a download."""
@@ -104,24 +105,19 @@ class _Bar:
 
 
 def print_plan(planned: list[Planned]) -> None:
-    """Each stage, what would become of it, why, and what it took the last time."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("stage", "state", "seconds", "why"):
-        table.add_column(title, justify="right" if title == "seconds" else "left", overflow="fold")
+    """Each stage, what would become of it, what it took the last time, and why."""
+    console = Console(highlight=False, soft_wrap=True)
+    width = max(len(each.stage) for each in planned)
     for each in planned:
-        seconds = "" if each.seconds is None else f"{each.seconds:.1f}"
-        style = {"cached": "dim", "will run": "bold"}.get(each.state, "")
-        why = escape("; ".join(each.why))
-        table.add_row(escape(each.stage), each.state, seconds, why, style=style)
-    console = Console()
-    console.print(table)
+        seconds = "" if each.seconds is None else f"{each.seconds:.1f} s"
+        line = f"{each.state:8}  {each.stage:{width}}  {seconds:>8}  {'; '.join(each.why)}"
+        console.print(escape(line.rstrip()), style="dim" if each.state == "cached" else "")
     cached = [each for each in planned if each.state == "cached"]
     saved = sum(each.seconds or 0 for each in cached)
     needed = sum(each.seconds or 0 for each in planned) - saved
     console.print(
-        f"\n{len(planned) - len(cached)} to run, about {needed:.0f} s as of the last time; "
-        f"{len(cached)} cached, which saves {saved:.0f} s",
-        highlight=False,
+        f"\n{len(planned) - len(cached)} to run, {needed:.0f} s if they take what they took last; "
+        f"{len(cached)} cached, which saves {saved:.0f} s"
     )
 
 

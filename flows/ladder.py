@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
-from tasks.decode import decode
 
 from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching.stage import Session, Settings, begin
 from tasks.caching.store import LadderError, data_root
+from tasks.decode import decode
 from tasks.publish import publish
 from tasks.report import report
 from tasks.scan import scan
@@ -27,7 +27,10 @@ Validation = Annotated[float, Field(gt=0, lt=1)] | Literal["testing"]
 
 
 # Threads only wait: each stage's body runs in a process of its own, as cores come free.
-@flow(name="ladder", task_runner=ThreadPoolTaskRunner(max_workers=256), flow_run_name="{dataset}")
+_RUNNER: Any = ThreadPoolTaskRunner(max_workers=256)
+
+
+@flow(name="ladder", task_runner=_RUNNER, flow_run_name="{dataset}")
 def ladder(
     dataset: Annotated[
         str, Field(description="Name of a folder under the data root, or path of any dataset")
@@ -92,7 +95,7 @@ def find_dataset(name: str) -> Path:
 
 
 def open_session(folder: Path, device: str, refresh: list[str], command: str) -> Session:
-    """Begin a run on a dataset.  Raises LadderError when a GPU is asked for and there is none."""
+    """Begin a run on a dataset.  Raises LadderError for a GPU that is not there."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return begin(
         Settings(
@@ -107,7 +110,7 @@ def open_session(folder: Path, device: str, refresh: list[str], command: str) ->
 
 
 def find_device(wanted: str) -> str:
-    """"cpu" or "cuda".  Raises LadderError when a GPU is asked for and there is none."""  # fmt: skip
+    """The device to train on, cpu or cuda.  Raises LadderError for a GPU that is not there."""
     import torch
 
     there = torch.cuda.is_available()

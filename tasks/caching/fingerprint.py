@@ -30,6 +30,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
+from tasks.caching.plan import is_input
 from tasks.caching.store import LadderError, digest_of
 
 ENGINE = "tasks.caching"
@@ -208,10 +209,11 @@ def _touched(statement: ast.stmt) -> set[str]:
             return set()
         case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
             return {name}
+        case ast.Assign(targets=[ast.Subscript(value=ast.Name(id=name))]):
+            return {name}  # LOSSES["l1"] = l1 changes LOSSES, not l1
         case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
             return set()  # the script's entry is no part of the module
-    # Anything else, such as `LOSSES["l1"] = l1` or a loop that fills a dict, may change all it
-    # names.
+    # Anything else, such as a loop that fills a dict, may change all it names.
     defined = {
         node.name
         for node in ast.walk(statement)
@@ -309,6 +311,7 @@ class _Cleaner(ast.NodeTransformer):
         return node
 
     within_class = False
+    fields_only = False
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
         node.returns = None
@@ -319,6 +322,9 @@ class _Cleaner(ast.NodeTransformer):
         return self._body(node, within_class=False)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> Any:
+        # A tuple's or dataclass's annotations name its fields; their types do nothing.
+        kinds = [ast.unparse(each) for each in (*node.bases, *node.decorator_list)]
+        self.fields_only = any("NamedTuple" in kind or "dataclass" in kind for kind in kinds)
         return self._body(node, within_class=True)
 
     def visit_arg(self, node: ast.arg) -> Any:
@@ -328,6 +334,8 @@ class _Cleaner(ast.NodeTransformer):
     def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
         self.generic_visit(node)
         if self.within_class:
+            if self.fields_only:
+                node.annotation = ast.Constant(ast.unparse(node.annotation))
             return node
         if node.value is None:
             return None
@@ -537,6 +545,8 @@ def _chosen(choice: Choice, arguments: Mapping[str, Any]) -> Unit:
 def _methods(arguments: Mapping[str, Any], attributes: set[str]) -> Iterator[Unit]:
     """Methods and properties of project classes that arrive as arguments and are mentioned."""
     for value in _flat(arguments):
+        if is_input(value):
+            continue  # loaded by the engine; the stage sees what is loaded
         for owner in type(value).__mro__:
             if _is_ours(owner.__module__) and not _in_engine(owner.__module__):
                 for name in attributes & set(vars(owner)):

@@ -19,7 +19,11 @@ from tasks.caching.store import DamagedError, LadderError, Store
 
 
 class Input(Protocol):
-    """A reference a stage can be given: loaded on the way in, keyed by its content alone."""
+    """A reference a stage can be given: loaded on the way in, keyed by its content alone.
+
+    One that can say how it differs has `explain(before: str, root: Path) -> str` too, where
+    `before` is the digest it had.
+    """
 
     @property
     def digest(self) -> str:
@@ -31,9 +35,6 @@ class Input(Protocol):
 
     def load(self, root: Path) -> Any:
         """The content itself, from the store's folder."""
-
-    def explain(self, before: str, root: Path) -> str:
-        """In words, how the content differs from the one with digest `before`."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,6 @@ class Ref:
             raise DamagedError(f"the record of {self.label} is gone; run again")
         return store.load(record.value)
 
-    def explain(self, _before: str, _root: Path) -> str:
-        """In words, that the content differs."""
-        return f"{self.label} changed"
-
 
 @dataclass(frozen=True)
 class Pending:
@@ -95,6 +92,7 @@ class Look(BaseModel):
     names: dict[str, list[str]]  # parameter -> what its inputs are called
 
 
+FIRST = "has not run before"
 PLAN: ContextVar[list[Planned] | None] = ContextVar("plan", default=None)
 
 
@@ -151,8 +149,18 @@ def plain(value: Any) -> Any:
 
 def waits_for(labels: list[str]) -> str:
     """In words, which stages must run before more can be said."""
-    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-    return f"waits for {', '.join(labels[:3])}{more}"
+    return f"waits for {_some(labels)}"
+
+
+def _some(names: list[str]) -> str:
+    """The first three of many names."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
+def _told(names: list[str], verb: str) -> list[str]:
+    """Nothing, or one reason for all names."""
+    return [f"{_some(names)} {verb}"] if names else []
 
 
 def differences(
@@ -173,20 +181,18 @@ def differences(
         *(
             words
             for name in new["inputs"]
-            for words in _changedinputs_of(name, last, list(inputs_of(arguments[name])), root)
+            for words in _changed_inputs(name, last, list(inputs_of(arguments[name])), root)
         ),
         *(["the cache's format changed"] if old["format"] != new["format"] else []),
     )
 
 
-def _changed_code(old: dict[str, str], new: dict[str, str]) -> Iterator[str]:
-    for name in sorted(old.keys() | new.keys()):
-        if name not in old:
-            yield f"{name} is new here"
-        elif name not in new:
-            yield f"{name} is no longer used"
-        elif old[name] != new[name]:
-            yield f"{name} changed"
+def _changed_code(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    return [
+        *_told([name for name in new if name in old and old[name] != new[name]], "changed"),
+        *_told([name for name in new if name not in old], "new here"),
+        *_told([name for name in old if name not in new], "no longer used"),
+    ]
 
 
 def _changed_items(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -205,17 +211,22 @@ def _changed_parameter(name: str, old: Any, new: Any) -> Iterator[str]:
     yield words if len(words) <= 100 else f"{name} changed"
 
 
-def _changedinputs_of(
-    name: str, last: dict[str, Any], inputs: list[Any], root: Path
-) -> Iterator[str]:
+def _changed_inputs(name: str, last: dict[str, Any], inputs: list[Any], root: Path) -> list[str]:
     labels = last["names"].get(name, [])
     before = dict(zip(labels, last["ingredients"]["inputs"].get(name, []), strict=True))
-    for each in inputs:
-        if isinstance(each, Pending):
-            continue
-        if each.label not in before:
-            yield f"{each.label} is new here"
-        elif before[each.label] != each.digest:
-            yield each.explain(before[each.label], root)
-    for label in before.keys() - {each.label for each in inputs}:
-        yield f"{label} is no longer used"
+    now = {each.label: each for each in inputs if not isinstance(each, Pending)}
+    differing = [
+        each for label, each in now.items() if before.get(label, each.digest) != each.digest
+    ]
+    return [
+        *(each.explain(before[each.label], root) for each in differing if _explains(each)),
+        *_told([each.label for each in differing if not _explains(each)], "changed"),
+        *_told([label for label in now if label not in before], "new here"),
+        *_told([label for label in before if label not in {each.label for each in inputs}],
+               "no longer used"),
+    ]  # fmt: skip
+
+
+def _explains(each: Any) -> bool:
+    """Whether an input can say more than that it changed."""
+    return hasattr(each, "explain")

@@ -33,6 +33,7 @@ import torch
 from tasks.caching import process
 from tasks.caching.fingerprint import check, fingerprint
 from tasks.caching.plan import (
+    FIRST,
     PLAN,
     Look,
     Outcome,
@@ -227,7 +228,7 @@ class Call:
         if record is not None:
             return record, ()
         if self.last is None:
-            return None, ("has not run before",)
+            return None, (FIRST,)
         return None, self._differences() or ("its record is missing",)
 
     def _differences(self) -> tuple[str, ...]:
@@ -288,6 +289,7 @@ def run_body(
     loaded = {name: _load(item, store.root) for name, item in arguments.items()}
     if "run" in stage.signature.parameters:
         refs = [each for each in inputs_of(arguments) if isinstance(each, Ref)]
+        store.scratch(key).mkdir(parents=True, exist_ok=True)
         loaded["run"] = Run(
             device=settings.device,
             progress=progress,
@@ -361,7 +363,7 @@ class Session:
         Raises LadderError that names each stage that failed of itself.
         """
         if self.planned is not None:
-            return handle if isinstance(handle, Ref) else None
+            return None
         try:
             failures = [text for future in self.futures if (text := _failure(future))]
         except BaseException:
@@ -381,12 +383,11 @@ class Session:
 def _failure(future: Any) -> str:
     """Why a stage failed, or nothing for one that did not, or whose input did."""
     future.wait()
-    if future.state.is_completed():
+    if not (future.state.is_failed() or future.state.is_crashed()):
         return ""
     error = future.state.result(raise_on_failure=False)
-    if isinstance(error, LadderError | process.StageError):
-        return str(error)
-    return "" if future.state.name == "NotReady" else f"{future.state.name}: {error}"
+    mine = isinstance(error, LadderError | process.StageError)
+    return str(error) if mine else f"{future.state.name}: {error}"
 
 
 def begin(settings: Settings) -> Session:

@@ -1,0 +1,358 @@
+"""The report's pictures: tiles packed into one PNG, and two plots that follow the page's colours.
+
+A plot is drawn by matplotlib in placeholder colours, which become the page's CSS variables in its
+SVG: one picture then serves the light and the dark scheme.  No name of a class or file is drawn
+into a plot; those stand in the page as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from tasks.caching.store import Stack
+
+TILE = 56  # longest side of a tile in pixels; larger images are scaled down
+COLUMNS = 16  # tiles in one row of a sheet
+SERIES = 8  # line colours before they repeat, dashed
+
+INK, MUTED, ACCENT, RULE, CARD = "#010101", "#020202", "#030303", "#040404", "#050505"
+COLOURS = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    ACCENT: "var(--accent)",
+    RULE: "var(--rule)",
+    CARD: "var(--card)",
+} | {f"#0600{i:02x}": f"var(--series-{i})" for i in range(SERIES)}
+
+PAPER = {"facecolor": CARD, "edgecolor": "none", "pad": 1.5}  # behind words that cross a line
+
+
+# Tiles
+
+
+class Sheet(NamedTuple):
+    """Equal tiles in one PNG, row by row."""
+
+    uri: str  # data URI of the PNG
+    width: int  # of one tile, in pixels
+    height: int
+    rows: int
+
+    def view(self, i: int) -> str:
+        """The `viewBox` that shows tile i alone."""
+        row, column = divmod(i, COLUMNS)
+        return f"{column * self.width} {row * self.height} {self.width} {self.height}"
+
+
+def sheet(images: Sequence[np.ndarray]) -> Sheet:
+    """Pack images into one PNG.  images: [H, W(, 3 or 4)] uint8 of one shape, at least one."""
+    height, width = images[0].shape[:2]
+    scale = min(1.0, TILE / max(height, width))
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    tiles = [Image.fromarray(image) for image in images]
+    rows = math.ceil(len(tiles) / COLUMNS)
+    page = Image.new(tiles[0].mode, (COLUMNS * w, rows * h))
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, COLUMNS)
+        page.paste(tile if scale == 1 else tile.resize((w, h)), (column * w, row * h))
+    png = io.BytesIO()
+    page.save(png, "PNG")
+    return Sheet("data:image/png;base64," + base64.b64encode(png.getvalue()).decode(), w, h, rows)
+
+
+def exhibits(
+    training: list[Stack], testing: list[Stack], means: list[Tensor], rungs: dict[str, dict]
+) -> dict[str, Any]:
+    """What the pixels show: mean images, samples, each rung's mistakes, the linear weights.
+
+    Of many classes the first 48 are shown, so that the page stays small enough to send.
+    """
+    shown = min(48, len(training))
+    shape = tuple(training[0].images.shape[1:])
+    each = max(2, min(12, 240 // shown))
+    rows = [_spaced(stack.images, each) for stack in training[:shown]]
+    ends = np.cumsum([len(row) for row in rows]).tolist()
+    weights = {label: _linear(rung["weights"].tensors, shape) for label, rung in rungs.items()}
+    return {
+        "classes": shown,
+        "means": sheet([_pixels(mean) for mean in means[:shown]]),
+        "samples": {
+            "sheet": sheet([image for row in rows for image in row]),
+            "tiles": [
+                list(range(end - len(row), end)) for row, end in zip(rows, ends, strict=True)
+            ],
+        },
+        "mistakes": {label: mistakes(rung, testing) for label, rung in rungs.items()},
+        "weights": {
+            label: sheet(signed(values[:shown]))
+            for label, values in weights.items()
+            if values is not None
+        },
+    }
+
+
+def mistakes(rung: dict[str, Any], testing: list[Stack], most: int = 24) -> dict[str, Any]:
+    """The wrong answers a rung was surest of, surest first.
+
+    rung: its `probabilities`[N, C] are in the order of the testing stacks.  Gives `sheet` (None
+    without mistakes) and `cases`, dicts of file `name`, `truth`, `said` (class numbers), `sure`.
+    """
+    places = [
+        (truth, row) for truth, stack in enumerate(testing) for row in range(len(stack.names))
+    ]
+    probabilities = rung["probabilities"].numpy()
+    said, sure = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(said != np.array([truth for truth, _ in places]))
+    cases, images = [], []
+    for i in wrong[np.argsort(-sure[wrong], kind="stable")][:most]:
+        truth, row = places[i]
+        name = testing[truth].names[row]
+        cases.append({"name": name, "truth": truth, "said": int(said[i]), "sure": float(sure[i])})
+        images.append(testing[truth].images[row].numpy())
+    return {"sheet": sheet(images) if images else None, "cases": cases}
+
+
+def signed(weights: np.ndarray) -> list[np.ndarray]:
+    """Weights as pictures: one hue speaks for the class, the other against, zero is transparent.
+
+    weights[C, H, W] float -> C images [H, W, 4] uint8, all on one scale.
+    """
+    limit = np.quantile(np.abs(weights), 0.995) or 1.0  # a few outliers must not fade the rest
+    strength = np.clip(np.abs(weights) / limit, 0, 1)
+    hue = np.where((weights > 0)[..., None], (20, 130, 130), (214, 96, 40))
+    return list(np.concatenate([hue, 255 * strength[..., None]], axis=-1).astype(np.uint8))
+
+
+def _spaced(images: Tensor, count: int) -> list[np.ndarray]:
+    """Up to `count` images at even steps."""
+    steps = np.linspace(0, len(images) - 1, min(count, len(images)))
+    return [images[int(i)].numpy() for i in steps]
+
+
+def _pixels(mean: Tensor) -> np.ndarray:
+    """A mean image, 0 to 1, as uint8."""
+    return np.rint(255 * mean.numpy()).astype(np.uint8)
+
+
+def _linear(tensors: dict[str, Tensor], shape: tuple[int, ...]) -> np.ndarray | None:
+    """The weights[C, H, W] of a model that is one matrix from pixels to classes, else None.
+
+    Its matrix may be [pixels, classes] or [classes, pixels]; colours are averaged.
+    """
+    matrices = [tensor for tensor in tensors.values() if tensor.ndim > 1]
+    pixels = math.prod(shape)
+    if len(matrices) != 1 or pixels not in matrices[0].shape:
+        return None
+    matrix = matrices[0].float()
+    rows = matrix if matrix.shape[1] == pixels else matrix.T
+    return rows.reshape(-1, *shape[:2], math.prod(shape[2:])).mean(-1).numpy()
+
+
+# Plots
+
+
+def ladder(
+    rungs: Sequence[dict[str, Any]], floors: dict[str, float], best: int, n: int, width: int
+) -> str:
+    """Every rung's accuracy with its interval on a log-odds scale, its training time beside it.
+
+    rungs: dicts with `label`, `testing_accuracy`, `interval` (fractions) and `seconds`, the first
+    at the bottom.  floors: accuracies drawn as lines.  best: the rung in the accent colour.
+    n: the number of testing images, which says how near to 0 and 1 the scale must reach.
+    width: of the picture, in CSS pixels.
+    """
+    row, head, foot = 46, 20 * len(floors) + 40, 26
+    height = head + row * len(rungs) + foot
+    figure = _figure(width, height)
+    bottom, share = foot / height, row * len(rungs) / height
+    accuracy = figure.add_axes((0.01, bottom, 0.70, share))
+    cost = figure.add_axes((0.77, bottom, 0.22, share))
+    figure.text(0.01, 1 - 12 / height, "Accuracy on testing images", color=MUTED, va="center")
+    figure.text(0.77, 1 - 12 / height, "Training time", color=MUTED, va="center")
+
+    shown = [share for rung in rungs for share in rung["interval"]] + list(floors.values())
+    low = min(_log_odds(share, n) for share in shown) - 0.4
+    high = max(_log_odds(share, n) for share in shown) + 0.4
+    accuracy.set(xlim=(low, high), ylim=(-0.5, len(rungs) - 0.5), yticks=[])
+    ticks = _ticks(low, high, 52 * (high - low) / (0.7 * width))
+    accuracy.set_xticks([_log_odds(t, 0) for t in ticks], [f"{100 * t:g} %" for t in ticks])
+    cost.set(xlim=(0, max(r["seconds"] for r in rungs) or 1), ylim=accuracy.get_ylim())
+    cost.set_axis_off()
+
+    for k, (name, value) in enumerate(sorted(floors.items(), key=lambda floor: floor[1])):
+        x, top = _log_odds(value, n), len(rungs) - 0.5 + (12 + 20 * k) / row
+        _floor(accuracy, f"{name} {100 * value:.1f} %", x, top, x > (low + high) / 2)
+    letters = int(0.7 * width / 6.4) - 10  # that fit beside the accuracy
+    for y, rung in enumerate(rungs):
+        label = f"{y + 1}\u2002{rung['label']}"
+        label = label if len(label) <= letters else label[: letters - 1] + "…"
+        odds = [_log_odds(rung["testing_accuracy"], n)]
+        odds += [_log_odds(share, n) for share in rung["interval"]]
+        _rung(accuracy, cost, rung, label, odds, y, ACCENT if y == best else INK)
+    told = [f"{rung['label']} {100 * rung['testing_accuracy']:.2f} %" for rung in rungs]
+    told += [f"{name} {100 * value:.2f} %" for name, value in floors.items()]
+    return _svg(figure, f"ladder-{width}", f"Accuracy of every rung: {'; '.join(told)}.")
+
+
+def _floor(axes: Any, text: str, x: float, top: float, left: bool) -> None:
+    """A dotted line across all rungs, its name at the top, to the left or right of it."""
+    axes.plot([x, x], [-0.5, top], color=MUTED, lw=1, dashes=(2, 3), clip_on=False)
+    axes.annotate(
+        text,
+        (x, top),
+        (-6 if left else 6, 0),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="center",
+        color=MUTED,
+        bbox=PAPER,
+        annotation_clip=False,
+    )
+
+
+def _rung(
+    accuracy: Any,
+    cost: Any,
+    rung: dict[str, Any],
+    label: str,
+    odds: list[float],
+    y: int,
+    colour: str,
+) -> None:
+    """One row: words above; below them the dot and interval, and the time as a bar.
+
+    odds: the log-odds of the accuracy and of the ends of its interval.
+    """
+    low, high = accuracy.get_xlim()
+    words, track = y + 0.26, y - 0.13
+    style = {"color": colour, "va": "center", "parse_math": False, "bbox": PAPER}
+    accuracy.text(low, words, label, **style)
+    accuracy.text(high, words, f"{100 * rung['testing_accuracy']:.2f} %", ha="right", **style)
+    accuracy.plot([low, high], [track, track], color=RULE, lw=1, zorder=0)
+    accuracy.plot(odds[1:], [track, track], color=colour, lw=3)
+    accuracy.plot(odds[:1], [track], "o", color=colour, ms=8)
+    cost.text(0, words, duration(rung["seconds"]), **style)
+    cost.plot([0, rung["seconds"]], [track] * 2, color=colour, lw=6, solid_capstyle="butt")
+
+
+def curves(rungs: Sequence[dict[str, Any]], validation_images: int, width: int) -> str:
+    """Validation error of every rung over its epochs, both axes logarithmic.
+
+    rungs: dicts with `label` and `history`, a list of {"epoch", "validation_accuracy"}.
+    validation_images: errors below half an image are drawn as half an image.  width: CSS pixels.
+    """
+    height = max(260, width // 2)
+    figure = _figure(width, height)
+    axes = figure.add_axes((52 / width, 42 / height, 1 - 84 / width, 1 - 62 / height))
+    half = 0.5 / max(1, validation_images)
+    lines = [
+        [(point["epoch"], max(half, 1 - point["validation_accuracy"])) for point in rung["history"]]
+        for rung in rungs
+    ]
+    for i, line in enumerate(lines):
+        style = {"color": f"#0600{i % SERIES:02x}", "ls": "-" if i < SERIES else "--"}
+        axes.plot(*zip(*line, strict=True), marker="o", ms=3, lw=1.8, **style)
+
+    last = max(line[-1][0] for line in lines)
+    low = min(error for line in lines for _, error in line) / 1.2
+    high = max(error for line in lines for _, error in line) * 1.2
+    axes.set(xscale="log", yscale="log", xlim=(0.93, 1.05 * last + 0.1), ylim=(low, high))
+    axes.minorticks_off()
+    digits = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    shares = [m * 10.0**p for p in range(-6, 1) for m in digits]
+    rounds = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+    epochs = sorted({1, *(epoch for epoch in rounds if epoch < 0.75 * last), last})
+    axes.set_xticks(epochs, [str(epoch) for epoch in epochs])
+    errors = [error for error in shares if low <= error <= min(high, 1)]
+    axes.set_yticks(errors, [f"{100 * error:g} %" for error in errors])
+    axes.grid(axis="y", color=RULE, lw=1)
+    figure.text(4 / width, 1 - 10 / height, "Validation error", color=MUTED, va="center")
+    figure.text(1 - 32 / width, 8 / height, "epoch", color=MUTED, ha="right", va="center")
+    gap = math.exp(15 * math.log(high / low) / (height - 62))  # 15 pixels between two numbers
+    taken = dict.fromkeys(range(last + 1), low)
+    for epoch, error, i in sorted((*line[-1], i) for i, line in enumerate(lines, 1)):
+        taken[epoch] = max(error, taken[epoch] * gap)
+        place = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{i}", (epoch, taken[epoch]), color=INK, annotation_clip=False, **place)
+    told = [
+        f"{i}. {r['label']} {100 * line[-1][1]:.2f} %"
+        for i, (r, line) in enumerate(zip(rungs, lines, strict=True), 1)
+    ]
+    return _svg(
+        figure, f"curves-{width}", f"Validation error after the last epoch: {'; '.join(told)}."
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them; nothing is known of 0."""
+    if seconds <= 0:
+        return "-"
+    if seconds < 100:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _log_odds(share: float, n: int) -> float:
+    """log(p / (1 - p)), kept finite by half an image of n at either end."""
+    edge = 0.5 / n if n else 1e-9
+    share = min(max(share, edge), 1 - edge)
+    return math.log(share / (1 - share))
+
+
+def _ticks(low: float, high: float, apart: float) -> list[float]:
+    """Round shares for a log-odds axis, the roundest first as long as they stand `apart`."""
+    rounds = (0.5, 0.9, 0.99, 0.1, 0.999, 0.01, 0.9999, 0.001, 0.8, 0.95, 0.98, 0.995, 0.998, 0.2)
+    kept: list[float] = []
+    for share in rounds:
+        x = _log_odds(share, 0)
+        if low <= x <= high and all(abs(x - _log_odds(k, 0)) >= apart for k in kept):
+            kept.append(share)
+    return sorted(kept)
+
+
+def _figure(width: int, height: int) -> Any:
+    """A figure of width x height CSS pixels, without matplotlib's global state."""
+    from matplotlib.figure import Figure  # half a second that only a report spends
+
+    return Figure(figsize=(width / 72, height / 72), dpi=72)
+
+
+def _svg(figure: Any, name: str, alt: str) -> str:
+    """The figure as inline SVG: equal bytes for equal figures, the page's colours and font."""
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        axes.tick_params(length=0, colors=MUTED)
+        axes.spines[:].set_visible(False)
+        axes.patch.set_visible(False)
+    for text in figure.findobj(Text):
+        text.set_fontsize(13 if figure.get_figwidth() > 7 else 12)
+    figure.patch.set_visible(False)
+    drawn = io.StringIO()
+    dateless = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(drawn, format="svg", metadata=dateless)
+    body = drawn.getvalue().partition("<svg")[2].partition(">")[2]
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # would style the whole page
+    body = re.sub(r' id="[A-Za-z0-9.]+_\d+"| transform="rotate\(-0 [^"]*"', "", body)
+    body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
+    body = body.replace("xlink:href", "href")
+    for placeholder, variable in COLOURS.items():
+        body = body.replace(f": {placeholder}", f": {variable}")
+    width, height = (round(72 * side) for side in figure.get_size_inches())
+    return (
+        f'<svg class="plot" role="img" aria-label="{html.escape(alt)}" width="{width}" '
+        f'height="{height}" viewBox="0 0 {width} {height}">{body}'
+    )
