@@ -1,0 +1,67 @@
+"""The house itself: what may import what, and what must be nowhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = ["scan", "decode", "baseline", "models", "losses", "train", "pictures", "report", "publish", "fetch"]
+ENGINE = ["store", "plan", "fingerprint", "process", "stage"]
+
+
+def imports(path: Path) -> set[str]:
+    """The project modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name and name.startswith(("tasks", "flows"))}
+
+
+@pytest.mark.parametrize(("position", "chapter"), enumerate(CHAPTERS))
+def test_reading_order_is_import_order(position: int, chapter: str) -> None:
+    """Each chapter imports only earlier chapters and the engine, and nothing from flows."""
+    allowed = {"tasks.caching", *(f"tasks.{name}" for name in CHAPTERS[:position])}
+    for name in imports(ROOT / "tasks" / f"{chapter}.py") - {"tasks"}:
+        assert any(f"{name}.".startswith(f"{each}.") for each in allowed), name
+
+
+@pytest.mark.parametrize(("position", "module"), enumerate(ENGINE))
+def test_the_engine_knows_no_chapter(position: int, module: str) -> None:
+    allowed = {f"tasks.caching.{name}" for name in ENGINE[:position]}
+    for name in imports(ROOT / "tasks" / "caching" / f"{module}.py") - {"tasks.caching"}:
+        assert any(
+            f"{name}.".startswith(f"{each}.") for each in allowed | {"tasks.caching.process"}
+        )
+
+
+def test_every_chapter_is_in_the_reading_order() -> None:
+    assert {path.stem for path in (ROOT / "tasks").glob("*.py")} == {*CHAPTERS, "__init__"}
+    assert {path.stem for path in (ROOT / "tasks/caching").glob("*.py")} == {*ENGINE, "__init__"}
+
+
+def test_constraints_pin_every_dependency_exactly() -> None:
+    pins = (ROOT / "constraints.txt").read_text().split()
+    assert all(re.fullmatch(r"[\w.\-]+==[\w.]+", pin) for pin in pins)
+    pinned = {re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower() for pin in pins}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert {re.match(r"[\w-]+", each)[0].lower() for each in wanted} <= pinned
+    assert "torch==2.13.0" in pins
+
+
+def test_data_holds_two_tracked_files_and_ignores_the_rest() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "data"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert listed.stdout.split() == ["data/.gitignore", "data/README.md"]

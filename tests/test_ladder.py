@@ -1,0 +1,428 @@
+"""The whole pipeline, run as a user runs it: what is computed, what is reused, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = """
+[[recipe]]
+model = "linear"
+loss = "cross_entropy"
+epochs = 2
+lr = 1.0
+
+[[recipe]]
+model = "linear"
+loss = "softmax_mse"
+epochs = 2
+
+[[recipe]]
+model = "mlp"
+loss = "cross_entropy"
+epochs = 2
+"""
+LINEAR = "train[linear, cross_entropy, seed 0]"
+SOFTMAX = "train[linear, softmax_mse, seed 0]"
+MLP = "train[mlp, cross_entropy, seed 0]"
+TRAININGS = {LINEAR, SOFTMAX, MLP}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real Prefect server on loopback; gives the environment that leads to it."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PYTHONPATH": "",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start"]
+    log = (home / "server.log").open("w")
+    process = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        env=environment, stdout=log, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        _wait_until_healthy(f"{url}/health", process, home / "server.log")
+        yield {**environment, "PREFECT_API_URL": url}
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+    pytest.fail(f"the Prefect server did not start:\n{log.read_text()}")
+
+
+class Project:
+    """A scratch copy of the project with a small dataset, driven through its command line."""
+
+    def __init__(self, root: Path, environment: dict[str, str]) -> None:
+        self.root = root
+        self.data = root / "data"
+        self.images = self.data / "tiny"
+        self.environment = {**environment, "STEPLADDER_DATA": str(self.data)}
+        for package in ("flows", "tasks"):
+            shutil.copytree(ROOT / package, root / package, ignore=_no_bytecode)
+        for extra in ("prefect.yaml", "pyproject.toml"):
+            shutil.copy(ROOT / extra, root / extra)
+        self.recipes = root / "recipes.toml"
+        self.recipes.write_text(RECIPES)
+
+    def stepladder(self, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the command line in the copy."""
+        command = [sys.executable, "-m", "flows.cli", *arguments]
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        assert (done.returncode == 0) == ok, done.stdout + done.stderr
+        return done
+
+    def ask(self, command: str, *more: str) -> dict[str, Any]:
+        """`run` or `plan` on the small dataset, with --json."""
+        done = self.stepladder(command, "tiny", "--recipes", "recipes.toml", "--json", *more)
+        return json.loads(done.stdout)
+
+    def replace(self, file: str, old: str, new: str) -> None:
+        """Edit a source file."""
+        path = self.root / file
+        text = path.read_text()
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}"
+        path.write_text(text.replace(old, new))
+
+    def plan_and_run(self, *more: str) -> tuple[dict[str, Any], set[str]]:
+        """Plan, then run; holds the plan to its word and gives it with what ran."""
+        plan = {each["stage"]: each for each in self.ask("plan", *more)["stages"]}
+        result = self.ask("run", *more)
+        ran = set(result["ran"])
+        assert result["stages"] == {"ran": len(ran), "cached": len(plan) - len(ran)}
+        assert {name for name, each in plan.items() if each["state"] == "will run"} <= ran
+        assert not {name for name, each in plan.items() if each["state"] == "cached"} & ran
+        return plan, ran
+
+    def results(self) -> dict[str, Any]:
+        """results.json of the latest run."""
+        latest = self.data / "reports" / "tiny" / "latest" / "results.json"
+        return json.loads(latest.read_text())
+
+
+def _no_bytecode(_folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if name == "__pycache__"}
+
+
+def write_digits(folder: Path, classes: int, per_class: int) -> None:
+    """The first of scikit-learn's digits as PNG class folders, a quarter of them for testing."""
+    digits = load_digits()
+    for label in range(classes):
+        images = digits.images[digits.target == label][:per_class]
+        for number, image in enumerate(images):
+            split = "testing" if number % 4 == 0 else "training"
+            path = folder / split / str(label) / f"{number:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, server: dict[str, str]) -> Project:
+    """A scratch project that has run once."""
+    project = Project(tmp_path_factory.mktemp("project"), server)
+    write_digits(project.images, classes=3, per_class=40)
+    first = project.ask("run")
+    assert first["stages"] == {"ran": 15, "cached": 0}
+    return project
+
+
+def accuracies(results: dict[str, Any]) -> Any:
+    """What a run found out, without when and how fast."""
+    rungs = [
+        {
+            key: rung[key]
+            for key in ("label", "testing_accuracy", "per_class", "confusion", "history")
+        }
+        for rung in results["rungs"]
+    ]
+    return results["baselines"], rungs, results["dataset"]
+
+
+def test_a_second_run_computes_nothing(project: Project) -> None:
+    """The same again is all cached, starts no flow, and leaves the report as it was."""
+    before = project.results()
+    plan, ran = project.plan_and_run()
+    assert ran == set()
+    assert {each["state"] for each in plan.values()} == {"cached"}
+    after = project.results()
+    assert accuracies(after) == accuracies(before)
+    assert [rung["cached"] for rung in after["rungs"]] == [True, True, True]
+
+
+def test_another_lr_trains_that_recipe_alone(project: Project) -> None:
+    text = project.recipes.read_text()
+    project.recipes.write_text(text.replace("lr = 1.0", "lr = 0.5"))
+    plan, ran = project.plan_and_run()
+    assert ran == {LINEAR, "report"}
+    assert plan[LINEAR]["why"] == ["lr 1.0 -> 0.5"]
+    project.recipes.write_text(text)
+    assert project.plan_and_run()[1] == set(), "going back finds everything stored"
+
+
+@pytest.mark.parametrize("chapter", ["scan", "decode", "baseline", "models", "losses", "train"])
+def test_cosmetic_edits_run_nothing(project: Project, chapter: str) -> None:
+    """A comment, a docstring and white space in any chapter reach no stage."""
+    path = project.root / "tasks" / f"{chapter}.py"
+    source = path.read_text()
+    path.write_text(source.replace('"""', '"""Edited. ', 1) + "\n\n\n# a comment at the end\n")
+    plan = project.ask("plan")["stages"]
+    path.write_text(source)
+    assert {each["state"] for each in plan} == {"cached"}
+
+
+def test_a_helper_of_one_loss_reaches_the_trainings_with_that_loss(project: Project) -> None:
+    """An edit two calls below softmax_mse runs it again, names the helper, and nothing else."""
+    source = (project.root / "tasks/losses.py").read_text()
+    (project.root / "tasks/losses.py").write_text(
+        source
+        + "\n\ndef _twice_below(x):\n    return x\n"
+        + "\n\ndef _below(x):\n    return _twice_below(x)\n"
+    )
+    project.replace("tasks/losses.py", "(logits.softmax(1) -", "(_below(logits.softmax(1)) -")
+    assert SOFTMAX in project.plan_and_run()[1]
+    project.replace(
+        "tasks/losses.py",
+        "def _twice_below(x):\n    return x",
+        "def _twice_below(x):\n    return 1 * x",
+    )
+    plan, ran = project.plan_and_run()
+    assert plan[SOFTMAX]["why"] == ["tasks.losses._twice_below changed"]
+    assert ran == {SOFTMAX}, "the same weights come out, so the report stands"
+    (project.root / "tasks/losses.py").write_text(source)
+
+
+def test_a_changed_image_reaches_what_is_made_of_it(project: Project) -> None:
+    """One PNG of training/2: its decode, its mean, the baselines, the trainings, the report."""
+    path = next((project.images / "training" / "2").iterdir())
+    old = path.read_bytes()
+    pixels = np.array(Image.open(path))
+    pixels[0, 0] ^= 255
+    Image.fromarray(pixels).save(path)
+    plan, ran = project.plan_and_run()
+    assert plan["decode[training/2]"]["why"] == [f"training/2: 1 changed ({path.name})"]
+    assert plan["mean[2]"]["state"] == "may run"
+    assert plan["mean[2]"]["why"] == ["waits for decode[training/2]"]
+    expected = {"decode[training/2]", "mean[2]", "baseline[mae]", "baseline[mse]", "report"}
+    assert ran == expected | TRAININGS
+    path.write_bytes(old)
+    assert project.plan_and_run()[1] == set()
+
+
+def test_the_same_pixels_in_other_bytes_are_decoded_and_no_more(project: Project) -> None:
+    path = next((project.images / "training" / "1").iterdir())
+    image = Image.open(path)
+    image.load()
+    image.save(path, compress_level=0)
+    assert project.plan_and_run()[1] == {"decode[training/1]"}
+
+
+def test_an_added_model_runs_its_own_training_alone(project: Project) -> None:
+    source = (project.root / "tasks/models.py").read_text()
+    project.replace(
+        "tasks/models.py",
+        "MODELS = {",
+        "def wide(shape, classes):\n    return mlp(shape, classes)\n\n\n"
+        'MODELS = {\n    "wide": wide,',
+    )
+    added = '\n[[recipe]]\nmodel = "wide"\nloss = "cross_entropy"\nepochs = 1\n'
+    project.recipes.write_text(RECIPES + added)
+    plan, ran = project.plan_and_run()
+    assert ran == {"train[wide, cross_entropy, seed 0]", "report"}
+    assert plan["train[wide, cross_entropy, seed 0]"]["why"] == ["has not run before"]
+    project.recipes.write_text(RECIPES)
+    (project.root / "tasks/models.py").write_text(source)
+
+
+def test_damage_is_set_aside_and_computed_again(project: Project) -> None:
+    """Deleted, cut, flipped and foreign files: a warning each, and the same results."""
+    project.ask("run")
+    before = accuracies(project.results())
+    cache = project.data / "cache"
+    stacks = sorted((cache / "files").glob("*.arrow"))
+    weights = sorted((cache / "files").glob("*.safetensors"))
+    records = sorted((cache / "records" / "train").glob("*.json"))
+    stacks[0].unlink()
+    stacks[1].write_bytes(stacks[1].read_bytes()[:-9])
+    for path in (stacks[2], weights[0]):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    weights[1].write_bytes(b"\x80\x04N.")  # a pickle
+    for path in records:
+        path.write_bytes(path.read_bytes().replace(b"0", b"1"))
+    done = project.stepladder("run", "tiny", "--recipes", "recipes.toml")
+    assert "set aside and computed again" in done.stderr
+    assert accuracies(project.results()) == before
+    assert project.plan_and_run()[1] == set()
+
+
+def test_every_cached_file_can_be_lost(project: Project) -> None:
+    """Whatever single file of the cache is deleted, the plan says so instead of failing."""
+    files = [path for path in (project.data / "cache").rglob("*") if path.is_file()]
+    assert len(files) > 30
+    before = accuracies(project.results())
+    for path in files:
+        path.unlink()
+    project.ask("run")
+    assert accuracies(project.results()) == before
+
+
+def test_refresh_runs_what_it_names(project: Project) -> None:
+    _plan, ran = project.plan_and_run("--refresh", "train[linear, *")
+    assert ran == {LINEAR, SOFTMAX}, "and what comes out is the same, so the report stands"
+
+
+def test_a_deleted_report_is_restored_without_computing(project: Project) -> None:
+    shutil.rmtree(project.data / "reports")
+    done = project.ask("run")
+    assert done["stages"]["ran"] == 0
+    assert Path(done["report"]).read_text().startswith("<!doctype html>")
+    assert json.loads(Path(done["results"]).read_text())["dataset"]["name"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere"], "no dataset 'nowhere'"),
+        (["run", "tiny", "--validation", "2"], "--validation 2 is neither a fraction"),
+        (["run", "tiny", "--only", "nothing*"], "matches no recipe; there are: linear"),
+        (
+            ["run", "tiny", "--models", "resnt18"],
+            "unknown model 'resnt18', did you mean 'resnet18'?",
+        ),
+        (["run", "tiny", "--recipes", "none.toml"], "none.toml"),
+        (["run", "tiny", "--size", "28"], "HEIGHTxWIDTH"),
+        (["run", "tiny", "--device", "cuda"], "no GPU"),
+        (["fetch", "nothing"], "nothing"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(project: Project, arguments, words) -> None:
+    done = project.stepladder(*arguments, ok=False)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_damaged_image_fails_by_name_and_keeps_the_rest(project: Project) -> None:
+    path = next((project.images / "testing" / "0").iterdir())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    done = project.stepladder("run", "tiny", "--recipes", "recipes.toml", ok=False)
+    assert path.name in done.stderr
+    assert "Traceback" not in done.stderr
+    path.write_bytes(whole)
+    assert project.plan_and_run()[1] == set()
+
+
+def test_colour_images_with_word_classes_climb_too(project: Project) -> None:
+    """RGB, 12x10, PNG and JPEG mixed, classes with spaces and accents: from decode to report."""
+    random = np.random.default_rng(0)
+    for label, colour in (("grüne Äpfel", 1), ("red <b>berries", 0), ("skies", 2)):
+        for number in range(24):
+            split = "testing" if number % 4 == 0 else "training"
+            pixels = random.integers(0, 90, (12, 10, 3), dtype=np.uint8)
+            pixels[..., colour] += 120
+            suffix = "jpg" if number % 5 == 0 else "png"
+            path = project.data / "colours" / split / label / f"{number}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    done = json.loads(project.stepladder("run", "colours", "--epochs", "2", "--json").stdout)
+    results = json.loads(Path(done["results"]).read_text())
+    assert results["dataset"]["shape"] == [12, 10, 3]
+    assert results["dataset"]["classes"] == ["grüne Äpfel", "red <b>berries", "skies"]
+    assert [each["accuracy"] for each in results["baselines"]] == [1.0, 1.0]
+    assert len(results["rungs"]) == 6
+    assert "<b>berries" not in Path(done["report"]).read_text()
+
+
+def test_a_deployment_runs_on_a_worker_and_is_cached_when_repeated(project: Project) -> None:
+    """`prefect deployment run ladder/sample` on a real server and a real process worker."""
+
+    def prefect(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+            cwd=project.root, env=project.environment, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    # Other images than the rest of this file: equal ones would be found in the cache already.
+    write_digits(project.data / "sample", classes=3, per_class=24)
+    prefect("work-pool", "create", "stepladder", "--type", "process")
+    prefect("deploy", "--all")
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "worker", "start", "--pool", "stepladder"],
+        cwd=project.root, env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        request = ["-p", 'only="linear*"', "-p", "epochs=2", "--watch"]
+        prefect("deployment", "run", "ladder/sample", *request)
+        prefect("deployment", "run", "ladder/sample", *request)
+    finally:
+        worker.terminate()
+        worker.communicate(timeout=60)
+
+    url = project.environment["PREFECT_API_URL"]
+    flow_runs = _post(f"{url}/flow_runs/filter", {"sort": "START_TIME_ASC"})[-2:]
+    assert [run["state"]["type"] for run in flow_runs] == ["COMPLETED", "COMPLETED"]
+    states = [
+        [
+            task["state"]["name"]
+            for task in _post(f"{url}/task_runs/filter", _of_flow_run(run["id"]))
+        ]
+        for run in flow_runs
+    ]
+    assert len(states[0]) == len(states[1]) == 6 + 3 + 2 + 3 + 1
+    assert set(states[0]) == {"Completed"}
+    assert set(states[1]) == {"Cached"}
+
+
+def _of_flow_run(identity: str) -> dict[str, Any]:
+    return {"flow_runs": {"id": {"any_": [identity]}}}
+
+
+def _post(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)

@@ -1,0 +1,182 @@
+"""The store keeps what it was given, or says that it does not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import stat
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.caching.store import DamagedError, LadderError, Stack, Store, Weights, write_atomic
+
+VALUE = {
+    "stack": Stack(
+        torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4),
+        ["a.png", "ü\udcff.png"],
+        np.arange(64, dtype=np.uint8).reshape(2, 32),
+    ),
+    "weights": Weights({"0.weight": torch.randn(3, 2), "b": torch.zeros(1)}, {"z": "1", "a": "é"}),
+    "mean": torch.rand(2, 3),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 4),
+    "page.html": b"<p>",
+    "numbers": [1, 2.5, True, None, "text"],
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def test_what_is_put_comes_back_equal_and_of_the_same_kind(store: Store) -> None:
+    record = store.put("stage", "key", VALUE, 1.5, {"lr": 1})
+    found = store.get("stage", "key")
+    assert found == record
+    value = store.load(found.value)
+    assert torch.equal(value["stack"].images, VALUE["stack"].images)
+    assert value["stack"].names == VALUE["stack"].names
+    assert np.array_equal(value["stack"].digests, VALUE["stack"].digests)
+    assert value["weights"].metadata == VALUE["weights"].metadata
+    assert value["weights"].tensors.keys() == VALUE["weights"].tensors.keys()
+    for name in ("mean", "scalar", "empty"):
+        assert torch.equal(value[name], VALUE[name])
+        assert value[name].dtype == VALUE[name].dtype
+    assert value["page.html"] == b"<p>"
+    assert value["numbers"] == VALUE["numbers"]
+
+
+def test_equal_values_have_equal_digests_whatever_the_key_and_time(store: Store) -> None:
+    """Downstream keys use this digest: it is the early cutoff."""
+    first = store.put("stage", "one", VALUE, 1.0, {})
+    second = store.put("stage", "two", VALUE, 2.0, {"lr": 2})
+    changed = store.put("stage", "three", {**VALUE, "page.html": b"<p/>"}, 1.0, {})
+    assert first.digest == second.digest != changed.digest
+
+
+def test_writing_to_a_loaded_tensor_does_not_reach_the_file(store: Store) -> None:
+    store.put("stage", "key", VALUE, 1.0, {})
+    for _ in range(2):
+        images = store.load(store.get("stage", "key", thorough=True).value)["stack"].images
+        assert images[0, 0, 0] == 0
+        images[0, 0, 0] = 99
+
+
+def test_nothing_there_is_none_and_not_an_error(store: Store) -> None:
+    assert store.get("stage", "key") is None
+    assert store.last("dataset", "stage") is None
+
+
+def damaged(store: Store, edit, pattern: str = "files/*.arrow") -> str:
+    """The complaint after one stored file was edited."""
+    store.put("stage", "key", VALUE, 1.0, {})
+    path = sorted(store.root.glob(pattern))[0]
+    edit(path)
+    with pytest.raises(DamagedError) as caught:
+        store.get("stage", "key")
+    assert path.name in str(caught.value)
+    store.set_aside("stage", "key")
+    assert store.get("stage", "key") is None
+    store.put("stage", "key", VALUE, 1.0, {})
+    assert store.get("stage", "key", thorough=True) is not None
+    return str(caught.value)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def flip_and_hide(path: Path) -> None:
+    """A flipped bit under the old size and modification time: only ctime tells."""
+    before = path.stat()
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_damaged_files_are_told_and_replaced(store: Store) -> None:
+    assert "is missing" in damaged(store, Path.unlink)
+    assert "bytes" in damaged(store, lambda path: path.write_bytes(path.read_bytes()[:-1]))
+    assert "no longer matches" in damaged(store, flip)
+    assert "no longer matches" in damaged(store, flip_and_hide, "files/*.safetensors")
+
+
+def test_damaged_records_are_told_and_replaced(store: Store) -> None:
+    records = "records/stage/key.json"
+    assert "is damaged" in damaged(store, flip, records)
+    assert "is damaged" in damaged(store, lambda path: path.write_bytes(b""), records)
+    assert "is damaged" in damaged(store, lambda path: path.write_bytes(b"\x80\x04N."), records)
+
+
+def test_a_record_under_another_key_is_foreign(store: Store) -> None:
+    store.put("stage", "key", VALUE, 1.0, {})
+    folder = store.root / "records" / "stage"
+    (folder / "other.json").write_bytes((folder / "key.json").read_bytes())
+    with pytest.raises(DamagedError, match="record of something else"):
+        store.get("stage", "other")
+
+
+def test_a_settled_file_is_trusted_by_stat_and_a_touched_one_is_read(store: Store) -> None:
+    """Hits are quick: content is read again only where the stat differs."""
+    store.put("stage", "key", VALUE, 1.0, {})
+    time.sleep(0.06)
+    store.get("stage", "key")  # too young to trust: read, and the record now says when
+    record = (store.root / "records/stage/key.json").read_bytes()
+    store.get("stage", "key")
+    assert (store.root / "records/stage/key.json").read_bytes() == record
+    next(store.root.glob("files/*.arrow")).touch()
+    assert store.get("stage", "key") is not None
+    assert (store.root / "records/stage/key.json").read_bytes() != record
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1: 2}, {"$stack": 1}, object(), (1, 2)])
+def test_what_would_not_come_back_is_refused(store: Store, value: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        store.put("stage", "key", {"value": value}, 1.0, {})
+    assert store.get("stage", "key") is None
+
+
+def test_a_write_that_fails_names_the_path_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("a file where a folder should be")
+    with pytest.raises(LadderError, match=r"cannot write .*folder/file"):
+        write_atomic(tmp_path / "folder" / "file", b"data")
+    with pytest.raises(TypeError):
+        write_atomic(tmp_path / "file", "no bytes")  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_only_data_formats_are_ever_read() -> None:
+    """No module imports pickle, or calls anything of other libraries that loads it."""
+    forbidden = r"\b(import|from) (pickle|cloudpickle|joblib|marshal|shelve)\b|\b(torch|np)\.load\("
+    for path in Path(__file__).parents[1].joinpath("tasks").rglob("*.py"):
+        assert not re.search(forbidden, path.read_text()), path
+
+
+def hold(root: Path, ready, seconds: float) -> None:
+    with Store(root).lock("key"):
+        ready.set()
+        time.sleep(seconds)
+
+
+def test_a_lock_is_held_alone_and_dies_with_its_holder(store: Store) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(store.root, ready, 60))
+    process.start()
+    assert ready.wait(60)
+    locks = list((store.root / "locks").iterdir())
+    assert len(locks) == 1
+    assert stat.S_ISREG(locks[0].stat().st_mode)
+    os.kill(process.pid, signal.SIGKILL)
+    with store.lock("key"):
+        pass  # reached at all: a killed holder blocks nobody
+    process.join()
+    assert list((store.root / "locks").iterdir()) == []
