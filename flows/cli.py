@@ -182,11 +182,10 @@ def fetch(
     quiet: Annotated[bool, Parameter(negative="", help="No progress")] = False,
 ) -> None:
     """Bring a dataset under the data root: checked, then unpacked."""
-    from tasks.fetch import fetch as bring
-
     from flows.console import Display
     from tasks.caching.stage import Run
     from tasks.caching.store import data_root
+    from tasks.fetch import fetch as bring
 
     with Display(quiet=quiet) as display:
         folder = bring(name, data_root(), source, sha256, Run(progress=display.progress(name)))

@@ -18,6 +18,7 @@ from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching.stage import Session, Settings, begin
 from tasks.caching.store import LadderError, data_root
 from tasks.decode import decode
+from tasks.fetch import fetch
 from tasks.publish import publish
 from tasks.report import report
 from tasks.scan import scan
@@ -88,7 +89,9 @@ def find_dataset(name: str) -> Path:
     for folder in (data_root() / name, Path(name).expanduser()):
         if folder.is_dir():
             return folder.resolve()
-    hint = f"`stepladder fetch {name}` brings it" if name in ("sample", "mnist") else (
+    if name == "sample":
+        return fetch(name, data_root())  # it needs no network
+    hint = "`stepladder fetch mnist` brings it" if name == "mnist" else (
         "give the path of a folder with training/ and testing/, each with a folder per class"
     )  # fmt: skip
     raise LadderError(f"no dataset '{name}' under {data_root()} or here; {hint}")

@@ -47,7 +47,7 @@ def report(
     validation: float | Literal["testing"],
     skipped: list[str],
     *,
-    run: Run = Run(),  # noqa: B008 frozen
+    run: Run = Run(),
 ) -> dict[str, bytes]:
     """Write the report of one climb.
 

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = ["scan", "decode", "baseline", "models", "losses", "train", "pictures", "report", "publish", "fetch"]
+CHAPTERS = [
+    "scan",
+    "decode",
+    "baseline",
+    "models",
+    "losses",
+    "train",
+    "pictures",
+    "report",
+    "publish",
+    "fetch",
+]
 ENGINE = ["store", "plan", "fingerprint", "process", "stage"]
 
 

@@ -17,12 +17,13 @@ does not verify, and hands out torn files after a crash.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import importlib
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def _nothing(*_but: str) -> Iterator[tuple[Any, Any]]:
+    return iter(())
+
+
 def _silent(_done: int, _total: int, _note: str = "") -> None:
     pass
 
@@ -66,6 +71,10 @@ class Run:
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)  # stage name -> its outcome
     started: str = ""  # ISO 8601 time the run began, UTC
     command: str = ""  # how to start the same run again
+    cache: Path | None = None  # the store's folder
+    # earlier("inputs", "files"): results of calls that differ from this one in that ingredient
+    # alone, newest first, each with what the ingredient was
+    earlier: Callable[..., Iterator[tuple[Any, Any]]] = _nothing
 
 
 @dataclass(frozen=True)
@@ -297,11 +306,24 @@ def run_body(
             outcomes={ref.label: ref.outcome for ref in refs},
             started=settings.started,
             command=settings.command,
+            cache=store.root,
+            earlier=functools.partial(_earlier, store, stage.name, look.ingredients),
         )
     start = time.perf_counter()
     value = stage.fn(**loaded)
     store.put(stage.name, key, value, time.perf_counter() - start, look.ingredients)
     store.drop_scratch(key)
+
+
+def _earlier(
+    store: Store, stage: str, ingredients: dict[str, Any], *but: str
+) -> Iterator[tuple[Any, Any]]:
+    """What `Run.earlier` gives, each verified before it is loaded; damaged ones are passed over."""
+    for was, record in store.earlier(stage, ingredients, *but):
+        with contextlib.suppress(DamagedError):
+            verified = store.get(stage, record.key)
+            if verified is not None:
+                yield was, store.load(verified.value)
 
 
 def _load(value: Any, root: Path) -> Any:

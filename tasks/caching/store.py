@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import mmap
+import operator
 import os
 import re
 import secrets
@@ -167,6 +169,23 @@ class Store:
                 self._write_record(body | {"checked": time.time_ns()})
         return _record(body)
 
+    def earlier(
+        self, stage: str, ingredients: dict[str, Any], *but: str
+    ) -> Iterator[tuple[Any, Record]]:
+        """The records of a stage, newest first, whose ingredients equal these `but` for one.
+
+        `but` is the path to that ingredient, such as "parameters", "recipe", "epochs"; each record
+        comes with what it has there.  Records are verified when they are loaded, not here.
+        """
+        wanted = _without(ingredients, but)
+        paths = (self.root / "records" / stage).glob("*.json")
+        for path in sorted(paths, key=_modified, reverse=True):
+            with contextlib.suppress(DamagedError, KeyError, TypeError):
+                body = _read_checked(path)
+                if body and _without(body["ingredients"], but) == wanted:
+                    found = functools.reduce(operator.getitem, but, body["ingredients"])
+                    yield found, _record(body)
+
     def load(self, tree: Any) -> Any:
         """The value of a record's tree: tensors are mapped copy-on-write, not read."""
         if isinstance(tree, list):
@@ -317,6 +336,19 @@ class Store:
 
 def _record(body: dict[str, Any]) -> Record:
     return Record(*(body[field] for field in Record._fields))
+
+
+def _without(ingredients: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """Ingredients with the one at the end of a path left out."""
+    name, *rest = path
+    inner = {name: _without(ingredients[name], tuple(rest))} if rest else {name: None}
+    return {**ingredients, **inner}
+
+
+def _modified(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def _signature(path: Path) -> list[int]:

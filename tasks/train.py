@@ -1,0 +1,668 @@
+"""Train one recipe: the post's loop, from a shuffled batch to `p -= lr * p.grad`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import os
+import time
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from torch import Tensor, nn
+
+from tasks.caching.stage import Run, stage
+from tasks.caching.store import LadderError, Stack, Weights
+from tasks.losses import LOSSES
+from tasks.models import MODELS, initialize
+
+# Where a model's defaults differ from the post's, which are those of Recipe's fields.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "convnet": {
+        "epochs": 3,
+        "batch_size": 128,
+        "lr": 0.02,
+        "schedule": "triangular",
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "init": "default",
+        "label_smoothing": 0.1,
+        "shift": 1,
+        "precision": "bfloat16",
+    },
+    "resnet18": {
+        "epochs": 4,
+        "batch_size": 256,
+        "lr": 0.005,
+        "schedule": "one_cycle",
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "init": "default",
+        "label_smoothing": 0.1,
+        "shift": 1,
+        "precision": "bfloat16",
+    },
+}
+
+
+class Recipe(BaseModel):
+    """One model, one loss and the hyperparameters to train them with.
+
+    What is left out is the post's for linear and mlp, and DEFAULTS's for the other models.
+    Raises LadderError for an unknown name, pydantic's ValidationError for a value out of bounds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Which rung", json_schema_extra={"enum": [*MODELS]})
+    loss: str = Field(description="What training minimises", json_schema_extra={"enum": [*LOSSES]})
+    epochs: int = Field(41, ge=1, le=10_000, description="How often training sees each image")
+    batch_size: int = Field(256, ge=2, le=65_536, description="Images per step")
+    lr: float = Field(1.0, gt=0, le=100, description="Learning rate, at its peak")
+    schedule: Literal["constant", "one_cycle", "triangular"] = Field(
+        "constant", description="How the learning rate moves from the first step to the last"
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="sgd is written out by hand, adamw is torch's"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, description="Each step shrinks the parameters by lr times this"
+    )
+    init: Literal["randn", "default"] = Field(
+        "randn", description="Initial weights: standard normal as in the post, or torch's default"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, le=0.9, description="Share of each label that is spread over all classes"
+    )
+    shift: int = Field(
+        0, ge=0, le=16, description="Move training images by up to this many pixels, at random"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Arithmetic of the layers; bfloat16 is faster where it is native"
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of every random draw")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        for field in given:
+            known("field", field, cls.model_fields)
+        return DEFAULTS.get(str(given.get("model")), {}) | dict(given)
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, name: str) -> str:
+        return known("model", name, MODELS)
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, name: str) -> str:
+        return known("loss", name, LOSSES)
+
+
+def known(kind: str, name: str, names: Collection[str]) -> str:
+    """`name`, when it is one of `names`; otherwise LadderError with the nearest of them."""
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(names)}"
+    raise LadderError(f"unknown {kind} '{name}', {hint}")
+
+
+def default_ladder() -> list[Recipe]:
+    """The post's climb, and two rungs of convolutions above its network."""
+    return [
+        *cross(["linear"], ["sigmoid_mse", "softmax_mse", "cross_entropy"]),
+        *cross(["mlp", "convnet", "resnet18"], ["cross_entropy"]),
+    ]
+
+
+def cross(
+    models: Iterable[str], losses: Iterable[str], seeds: Iterable[int] = (0,), **fixed: Any
+) -> list[Recipe]:
+    """Every model with every loss and every seed; all share the `fixed` fields."""
+    free = [field for field in Recipe.model_fields if field not in ("model", "loss", "seed")]
+    for field in fixed:
+        known("field", field, ["models", "losses", "seeds", *free])
+    return [
+        Recipe(model=model, loss=loss, seed=seed, **fixed)
+        for model, loss, seed in itertools.product(models, losses, seeds)
+    ]
+
+
+class Cross(BaseModel, extra="allow"):
+    """A recipe file's [cross] table; its further fields are the same in all its recipes."""
+
+    models: list[str]
+    losses: list[str] = ["cross_entropy"]
+    seeds: list[int] = [0]
+
+
+def read_recipes(path: Path) -> list[Recipe]:
+    """Recipes of a TOML file: its `[[recipe]]` tables, then those that its `[cross]` spans.
+
+    `[cross]` has models, losses (["cross_entropy"]), seeds ([0]) and fields that all share.
+    Raises LadderError that names the file, the table and the field.
+    """
+    recipes = []
+    with naming(path.name):
+        tables = read_toml(path)
+        for name in tables:
+            known("table", name, ["recipe", "cross"])
+        if not isinstance(tables.get("recipe", []), list):
+            raise LadderError("a recipe's table is written [[recipe]], in double brackets")
+    for number, table in enumerate(tables.get("recipe", []), 1):
+        with naming(f"{path.name}: recipe {number}"):
+            recipes.append(Recipe.model_validate(table))
+    if "cross" in tables:
+        with naming(f"{path.name}: cross"):
+            table = Cross.model_validate(tables["cross"])
+            recipes += cross(table.models, table.losses, table.seeds, **(table.model_extra or {}))
+    if not recipes:
+        raise LadderError(f"{path.name}: no recipes: add a [[recipe]] or a [cross] table")
+    return recipes
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file's tables.  Raises LadderError when it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LadderError(f"not readable as TOML: {error}") from error
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Turn what is wrong with a recipe into one line that begins with `place`."""
+    try:
+        yield
+    except LadderError as error:
+        raise LadderError(f"{place}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise LadderError(f"{place}: {field}: {first['msg']}") from error
+
+
+def label(recipes: Sequence[Recipe]) -> dict[str, Recipe]:
+    """Name each recipe: "linear, cross_entropy, seed 0" and what tells it from its like.
+
+    Recipes of one model, loss and seed carry the further fields in which they differ.
+    Raises LadderError when a recipe is listed twice.
+    """
+    labels: dict[str, Recipe] = {}
+    for recipe in recipes:
+        own = recipe.model_dump()
+        core = (recipe.model, recipe.loss, recipe.seed)
+        like = [o.model_dump() for o in recipes if (o.model, o.loss, o.seed) == core]
+        differing = [field for field in own if any(other[field] != own[field] for other in like)]
+        parts = [recipe.model, recipe.loss, f"seed {recipe.seed}"]
+        name = ", ".join([*parts, *(f"{field} {own[field]}" for field in differing)])
+        if name in labels:
+            raise LadderError(f"recipe '{name}' is listed twice: drop one of them")
+        labels[name] = recipe
+    return labels
+
+
+def threads(model: str, cores: int) -> int:
+    """How many torch threads a training of `model` wants on a machine of `cores` cores.
+
+    A small model's products are over before a second thread has woken up.
+    """
+    return min(cores, {"linear": 1, "mlp": 1, "convnet": 2}.get(model, cores))
+
+
+class Labelled(NamedTuple):
+    """Images and the index of each one's class."""
+
+    images: Tensor  # [N, H, W] or [N, H, W, 3] uint8
+    labels: Tensor  # [N] int64
+
+
+@stage
+def train(
+    training: list[Stack],
+    testing: list[Stack],
+    classes: list[str],
+    recipe: Recipe,
+    validation: float | Literal["testing"] = 0.1,
+    *,
+    run: Run = Run(),
+) -> dict[str, Any]:
+    """Train one recipe and, at the end, measure it once on testing.
+
+    `training` and `testing` hold one stack per class, in the order of `classes`.  `validation`
+    is the share of training to hold out (0 to 1, exclusive), or "testing" to train on all of
+    training and watch testing instead, as the post does.  Accuracies are 0 to 1 and count every
+    image once.  Returns
+
+    - "weights": Weights, for `load_model`,
+    - "history": per epoch {"epoch" from 1, "training_loss", "validation_accuracy"},
+    - "testing_accuracy", "per_class" [C] (0 for a class without testing images),
+      "confusion" [C][C] (rows what it was, columns what was said),
+    - "probabilities" [N, C] float32, on testing in the order of its stacks,
+    - "parameters", "device", "images" {"training", "validation", "testing"}.
+
+    Raises LadderError for stacks that do not fit together, an empty side of the split, or a
+    training that diverges.
+    """
+    build, criterion = MODELS[recipe.model], LOSSES[recipe.loss]
+    optimize, schedule = OPTIMIZERS[recipe.optimizer], SCHEDULES[recipe.schedule]
+
+    shape = common_shape(training, testing, classes)
+    seen, held_out, tests = split(training, testing, shape, validation)
+
+    generator = torch.Generator().manual_seed(recipe.seed)
+    model = new_model(build, shape, len(classes))
+    initialize(model, recipe.init, generator)
+    model.to(run.device)
+    optimizer = optimize(list(model.parameters()), recipe.weight_decay)
+    state = State(model, optimizer, generator, [])
+    fit(state, seen, held_out, criterion=criterion, schedule=schedule, recipe=recipe, run=run)
+
+    said = probabilities(model, tests.images, recipe.precision)
+    confusion = confusion_matrix(tests.labels, said.argmax(1), len(classes))
+    return {
+        "weights": Weights(
+            {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()},
+            describe(recipe, classes, shape),
+        ),
+        "history": state.history,
+        "testing_accuracy": accuracy(said, tests.labels),
+        "per_class": (confusion.diag().double() / confusion.sum(1).clamp(min=1)).tolist(),
+        "confusion": confusion.tolist(),
+        "probabilities": said,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "device": run.device,
+        "images": {
+            "training": len(seen.labels),
+            "validation": len(held_out.labels),
+            "testing": len(tests.labels),
+        },
+    }
+
+
+def common_shape(
+    training: list[Stack], testing: list[Stack], classes: list[str]
+) -> tuple[int, ...]:
+    """The [H, W] or [H, W, 3] that all images share; LadderError names a stack that differs."""
+    if not len(training) == len(testing) == len(classes) > 1:
+        raise LadderError(
+            f"train takes one training and one testing stack for each of two or more classes, "
+            f"not {len(training)} and {len(testing)} for {len(classes)}"
+        )
+    names = [f"{side}/{name}" for side in ("training", "testing") for name in classes]
+    shapes = {
+        name: tuple(stack.images.shape[1:])
+        for name, stack in zip(names, [*training, *testing], strict=True)
+        if len(stack.images)
+    }
+    first, shape = next(iter(shapes.items()), ("", ()))
+    for name, other in shapes.items():
+        if other != shape:
+            raise LadderError(
+                f"{name} has images of shape {list(other)}, {first} of {list(shape)}: "
+                f"make them one size and mode, or ask for a size"
+            )
+    return shape
+
+
+def split(
+    training: list[Stack],
+    testing: list[Stack],
+    shape: Sequence[int],
+    validation: float | Literal["testing"],
+) -> tuple[Labelled, Labelled, Labelled]:
+    """The images to train on, those to watch meanwhile, and those to test on.
+
+    An image is held out when its own digest says so: it never changes sides when others come
+    or go, and equal images are always on the same side.
+    """
+    tests = gather(testing, [np.full(len(stack.names), True) for stack in testing], shape)
+    if validation == "testing":
+        seen = gather(training, [np.full(len(stack.names), True) for stack in training], shape)
+        held_out = tests
+    else:
+        if not 0 < validation < 1:
+            raise LadderError(f"validation is a fraction between 0 and 1, not {validation}")
+        out = [draw(stack.digests) < validation for stack in training]
+        seen, held_out = gather(training, [~o for o in out], shape), gather(training, out, shape)
+    if len(seen.labels) < 2 or not len(held_out.labels) or not len(tests.labels):
+        raise LadderError(
+            f"{len(seen.labels)} images to train on, {len(held_out.labels)} for validation and "
+            f"{len(tests.labels)} for testing are too few: add images or change validation"
+        )
+    return seen, held_out, tests
+
+
+def draw(digests: np.ndarray) -> np.ndarray:
+    """Each image's own number, 0 to 1, from its digest's first 8 bytes.  [N, 32] -> [N]."""
+    return np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0] / 2.0**64
+
+
+def gather(stacks: list[Stack], chosen: list[np.ndarray], shape: Sequence[int]) -> Labelled:
+    """The chosen rows of all stacks, copied once; an image's label is its stack's index."""
+    rows = [torch.from_numpy(mask).nonzero()[:, 0] for mask in chosen]
+    images = torch.empty(sum(map(len, rows)), *shape, dtype=torch.uint8)
+    for part, stack, index in zip(images.split([*map(len, rows)]), stacks, rows, strict=True):
+        if len(index):
+            torch.index_select(stack.images, 0, index, out=part)
+    labels = [torch.full((len(index),), label) for label, index in enumerate(rows)]
+    return Labelled(images, torch.cat(labels))
+
+
+def new_model(
+    build: Callable[[Sequence[int], int], nn.Module], shape: Sequence[int], classes: int
+) -> nn.Module:
+    """A model with its parameters still to be filled, made without a draw from torch's own RNG."""
+    with torch.device("meta"):
+        model = build(shape, classes)
+    model.to_empty(device="cpu")
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+    return model
+
+
+class State(NamedTuple):
+    """All that changes while a model trains, and so all that a checkpoint keeps."""
+
+    model: nn.Module
+    optimizer: SGD | AdamW
+    generator: torch.Generator
+    history: list[dict[str, float]]
+
+
+def fit(
+    state: State,
+    seen: Labelled,
+    held_out: Labelled,
+    *,
+    criterion: Callable[[Tensor, Tensor, float], Tensor],
+    schedule: Callable[[float], float],
+    recipe: Recipe,
+    run: Run,
+) -> None:
+    """Train in place, going on from the last checkpoint of this training in run.scratch."""
+    model, optimizer, generator, history = state
+    origin = identity(seen, held_out, recipe)
+    restore(run.scratch, origin, state)
+    images, labels = seen.images.to(run.device), seen.labels.to(run.device)
+    tell = seldom(run.progress)
+    for epoch in range(len(history), recipe.epochs):
+        model.train()
+        loss_sum = torch.zeros((), device=run.device)
+        order = torch.randperm(len(labels), generator=generator).to(run.device)
+        plan = batches(order, recipe.batch_size)
+        note = f"epoch {epoch + 1} of {recipe.epochs}"
+        for step, batch in enumerate(plan):
+            x = shifted(images.index_select(0, batch), recipe.shift, generator)
+            logits = forward(model, x, recipe.precision)
+            loss = criterion(logits, labels[batch], recipe.label_smoothing)
+            loss.backward()
+            done = epoch + (step + 0.5) / len(plan)
+            optimizer.step(recipe.lr * schedule(done / recipe.epochs))
+            loss_sum += loss.detach() * len(batch)
+            tell(epoch * len(plan) + step, recipe.epochs * len(plan), note)
+        loss_mean = loss_sum.item() / len(labels)
+        said = probabilities(model, held_out.images, recipe.precision)
+        if not math.isfinite(loss_mean) or not said.isfinite().all():
+            raise LadderError(
+                f"train {recipe.model}, {recipe.loss}, seed {recipe.seed} diverged in epoch "
+                f"{epoch + 1} (loss {loss_mean:.4g}): lower lr"
+            )
+        right = accuracy(said, held_out.labels)
+        history.append(
+            {"epoch": epoch + 1, "training_loss": loss_mean, "validation_accuracy": right}
+        )
+        save(run.scratch, origin, state)
+        note += f": loss {loss_mean:.4f}, validation {right:.2%}"
+        run.progress((epoch + 1) * len(plan), recipe.epochs * len(plan), note)
+
+
+def batches(order: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Cut order[N] into batches; the last is as short as it comes out.
+
+    Only a last batch under an eighth of `size`, or of one image, joins the one before it: batch
+    norm cannot make a statistic of one image and makes a bad one of a few.
+    """
+    parts = order.split(size)
+    if len(parts) > 1 and len(parts[-1]) < max(2, size / 8):
+        return (*parts[:-2], torch.cat(parts[-2:]))
+    return parts
+
+
+def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Each quarter of a batch moved by up to `pixels` along H and W, black flowing in.
+
+    images[B, H, W(, 3)] uint8 -> the same shape.
+    """
+    if not pixels:
+        return images
+    height, width = images.shape[1:3]
+    around = (0, 0) * (images.ndim - 3) + (pixels,) * 4
+    moved = []
+    for part in F.pad(images, around).chunk(4):
+        y, x = torch.randint(2 * pixels + 1, (2,), generator=generator).tolist()
+        moved.append(part[:, y : y + height, x : x + width])
+    return torch.cat(moved)
+
+
+def forward(model: nn.Module, images: Tensor, precision: str) -> Tensor:
+    """images[B, H, W(, 3)] uint8 -> logits[B, C] float32."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        logits: Tensor = model(images.float() / 255)
+    return logits.float()
+
+
+def probabilities(model: nn.Module, images: Tensor, precision: str) -> Tensor:
+    """The softmax of what a model says.  images[N, H, W(, 3)] uint8 -> [N, C] float32, on the CPU.
+
+    Leaves the model in evaluation mode.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        parts = [forward(model, part.to(device), precision) for part in images.split(1000)]
+    return torch.cat(parts).softmax(1).cpu()
+
+
+def accuracy(said: Tensor, labels: Tensor) -> float:
+    """The share of images whose likeliest class is the right one.  said[N, C], labels[N]."""
+    return (said.argmax(1) == labels).double().mean().item()
+
+
+def confusion_matrix(labels: Tensor, said: Tensor, classes: int) -> Tensor:
+    """How often each class (row) was called each (column).  labels[N], said[N] -> [C, C] int64."""
+    return torch.bincount(labels * classes + said, minlength=classes**2).view(classes, classes)
+
+
+def describe(recipe: Recipe, classes: list[str], shape: Sequence[int]) -> dict[str, str]:
+    """What `load_model` and whoever uses its model need to know, as safetensors metadata."""
+    preprocessing = {"shape": shape, "mode": "L" if len(shape) == 2 else "RGB", "scale": 1 / 255}
+    return {
+        "model": recipe.model,
+        "classes": json.dumps(classes),
+        "preprocessing": json.dumps(preprocessing),
+        "recipe": recipe.model_dump_json(),
+    }
+
+
+def load_model(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> nn.Module:
+    """The trained model of `Weights`: images[B, H, W(, 3)] float32, 0 to 1 -> logits[B, C].
+
+    `probabilities` feeds it from uint8.  metadata["classes"] names the C classes (JSON list),
+    metadata["preprocessing"] the shape and Pillow mode of an image.
+    """
+    shape = json.loads(metadata["preprocessing"])["shape"]
+    model = new_model(MODELS[metadata["model"]], shape, len(json.loads(metadata["classes"])))
+    model.load_state_dict(dict(tensors))
+    return model.eval()
+
+
+class SGD:
+    """Plain gradient descent, written out as in the post."""
+
+    def __init__(self, parameters: list[Tensor], weight_decay: float) -> None:
+        self.parameters = parameters
+        self.weight_decay = weight_decay
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Move every parameter against its gradient, and forget the gradient."""
+        for p in self.parameters:
+            grad = p.grad
+            if grad is None:  # a parameter the model did not use
+                continue
+            if self.weight_decay:
+                grad = grad + self.weight_decay * p
+            p -= lr * grad  # noqa: PLW2901 - in place
+            p.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing is remembered from one step to the next."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to take back."""
+
+
+class AdamW:
+    """torch's AdamW (Loshchilov and Hutter, Decoupled Weight Decay Regularization)."""
+
+    def __init__(self, parameters: list[Tensor], weight_decay: float) -> None:
+        self.torch = torch.optim.AdamW(
+            parameters, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+        )
+
+    def step(self, lr: float) -> None:
+        """Move every parameter, and forget its gradient."""
+        self.torch.param_groups[0]["lr"] = lr
+        self.torch.step()
+        self.torch.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """The running moments of each parameter, as "0.exp_avg"."""
+        state = self.torch.state_dict()["state"]
+        return {f"{i}.{name}": kept for i, slots in state.items() for name, kept in slots.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from moments that `state` gave."""
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, kept in state.items():
+            index, name = key.split(".")
+            # The fused kernel walks a parameter and its moments in the memory's order.
+            memory = torch.channels_last if kept.ndim == 4 else torch.contiguous_format
+            slots.setdefault(int(index), {})[name] = kept.contiguous(memory_format=memory)
+        self.torch.load_state_dict(self.torch.state_dict() | {"state": slots})
+
+
+def constant(done: float) -> float:
+    """The same learning rate throughout.  `done` is the share of all steps, 0 to 1."""
+    return 1.0
+
+
+def triangular(done: float) -> float:
+    """Up in a line over the first fifth, down in a line to nothing.  0 to 1 -> 0 to 1."""
+    return done / 0.2 if done < 0.2 else (1 - done) / 0.8
+
+
+def one_cycle(done: float) -> float:
+    """Up from 1/25 along a cosine over the first quarter, down along another.  0 to 1 -> 0 to 1.
+
+    Smith, Super-Convergence, with the cosines of fastai's fit_one_cycle.
+    """
+    if done < 0.25:
+        return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * done / 0.25)) / 2
+    return (1 + math.cos(math.pi * (done - 0.25) / 0.75)) / 2
+
+
+def seldom(progress: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
+    """`progress`, at most once a second."""
+    last = time.monotonic()
+
+    def tell(done: int, total: int, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            progress(done, total, note)
+
+    return tell
+
+
+def identity(seen: Labelled, held_out: Labelled, recipe: Recipe) -> str:
+    """Hex sha256 over the images, the labels and the recipe: what a checkpoint is good for."""
+    sha = hashlib.sha256(recipe.model_dump_json().encode())
+    for tensor in (*seen, *held_out):
+        sha.update(f"{tuple(tensor.shape)}".encode())
+        sha.update(tensor.numpy().data)
+    return sha.hexdigest()
+
+
+def save(scratch: Path | None, origin: str, state: State) -> None:
+    """Put a checkpoint into `scratch`, whole or not at all."""
+    if scratch is None:
+        return
+    parts = {
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state(),
+        "generator": {"state": state.generator.get_state()},
+    }
+    tensors = {
+        f"{part}.{name}": tensor.cpu().contiguous()
+        for part, named in parts.items()
+        for name, tensor in named.items()
+    }
+    metadata = {"origin": origin, "history": json.dumps(state.history)}
+    metadata["digest"] = digest(tensors, metadata)
+    unfinished = scratch / f"checkpoint-{os.getpid()}.part"
+    safetensors.torch.save_file(tensors, unfinished, metadata)
+    unfinished.replace(scratch / "checkpoint.safetensors")
+
+
+def restore(scratch: Path | None, origin: str, state: State) -> None:
+    """Take back the checkpoint in `scratch`; a damaged one, or another training's, is ignored."""
+    path = scratch / "checkpoint.safetensors" if scratch else None
+    if path is None or not path.is_file():
+        return
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError):
+        return
+    if metadata.pop("digest", "") != digest(tensors, metadata) or metadata["origin"] != origin:
+        return
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "generator": {}}
+    for key, tensor in tensors.items():
+        part, name = key.split(".", 1)
+        parts[part][name] = tensor
+    state.model.load_state_dict(parts["model"])
+    state.optimizer.restore(parts["optimizer"])
+    state.generator.set_state(parts["generator"]["state"])
+    state.history.extend(json.loads(metadata["history"]))
+
+
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Hex sha256 over names, shapes and values: safetensors itself does not notice a lost bit."""
+    sha = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name in sorted(tensors):
+        sha.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
+        sha.update(tensors[name].numpy().tobytes())
+    return sha.hexdigest()
+
+
+OPTIMIZERS: dict[str, type[SGD] | type[AdamW]] = {"sgd": SGD, "adamw": AdamW}
+SCHEDULES = {"constant": constant, "one_cycle": one_cycle, "triangular": triangular}

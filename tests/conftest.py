@@ -1,0 +1,50 @@
+"""Data that several chapters' tests share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.fetch import fetch
+
+MNIST = Path(__file__).parents[2] / "shared" / "mnist_png.tgz"
+MNIST_SHA256 = "b9ddb3f9e8d8ec92b0771df035e9bb4bf7b447bff3b0a5bcb7d97d0256a6f599"
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """MNIST's 70,000 files, unpacked once; not to be written to."""
+    if not MNIST.is_file():
+        pytest.skip(f"{MNIST} is not there")
+    root = tmp_path_factory.mktemp("data")
+    yield fetch("mnist", root, str(MNIST), MNIST_SHA256)
+    shutil.rmtree(root)  # pytest would keep 70,000 files for each of the last three runs
+
+
+@pytest.fixture
+def write_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a small dataset of random images and returns its folder."""
+
+    def write(
+        classes: tuple[str, ...] = ("cat", "dog"),
+        count: int = 3,
+        shape: tuple[int, ...] = (6, 5),
+        name: str = "animals",
+        splits: tuple[str, str] = ("training", "testing"),
+    ) -> Path:
+        generator = np.random.default_rng(0)
+        for split in splits:
+            for label in classes:
+                folder = tmp_path / name / split / label
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    pixels = generator.integers(0, 256, shape, np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{number}.png")
+        return tmp_path / name
+
+    return write

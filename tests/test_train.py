@@ -1,0 +1,549 @@
+"""Recipes and the training: what is promised about names, splits, bits and figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.utils.data import DataLoader
+
+from tasks.caching.stage import Run
+from tasks.caching.store import LadderError, Stack
+from tasks.losses import LOSSES
+from tasks.models import MODELS, initialize
+from tasks.train import (
+    DEFAULTS,
+    OPTIMIZERS,
+    SCHEDULES,
+    Recipe,
+    batches,
+    cross,
+    default_ladder,
+    label,
+    load_model,
+    new_model,
+    one_cycle,
+    probabilities,
+    read_recipes,
+    shifted,
+    split,
+    threads,
+    train,
+    triangular,
+)
+
+
+def stack(images: np.ndarray | torch.Tensor) -> Stack:
+    images = torch.as_tensor(images)
+    digests = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images]
+    rows = np.array([list(digest) for digest in digests], np.uint8).reshape(-1, 32)
+    return Stack(images, [f"{i}.png" for i in range(len(images))], rows)
+
+
+def pictures(
+    classes: int = 3, n: int = 40, shape: tuple[int, ...] = (8, 8), seed: int = 0
+) -> list[Stack]:
+    """Noise with one bright band per class: easy, but not trivial."""
+    random = np.random.default_rng(seed)
+    stacks = []
+    for c in range(classes):
+        images = random.integers(0, 128, (n, *shape))
+        images[:, 2 * c : 2 * c + 2] += 100
+        stacks.append(stack(images.astype(np.uint8)))
+    return stacks
+
+
+def quick(model: str = "linear", **fields: Any) -> Recipe:
+    return Recipe(model=model, loss="cross_entropy", **({"epochs": 3, "batch_size": 16} | fields))
+
+
+def fitted(recipe: Recipe, **arguments: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"training": pictures(), "testing": pictures(seed=1)} | arguments
+    classes = ["a", "b", "c"][: len(given["training"])]
+    return train.fn(classes=classes, recipe=recipe, **given)
+
+
+def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    weights = zip(a["weights"].tensors.items(), b["weights"].tensors.items(), strict=True)
+    return (
+        all(n == m and torch.equal(x, y) for (n, x), (m, y) in weights)
+        and a["history"] == b["history"]
+        and torch.equal(a["probabilities"], b["probabilities"])
+    )
+
+
+# --- recipes
+
+
+def test_the_default_ladder_is_the_posts_climb() -> None:
+    """Six rungs; linear and mlp as in the post, resnet18 with four one-cycle epochs."""
+    ladder = default_ladder()
+    assert [(r.model, r.loss) for r in ladder] == [
+        ("linear", "sigmoid_mse"),
+        ("linear", "softmax_mse"),
+        ("linear", "cross_entropy"),
+        ("mlp", "cross_entropy"),
+        ("convnet", "cross_entropy"),
+        ("resnet18", "cross_entropy"),
+    ]
+    for r in ladder[:4]:
+        assert (r.epochs, r.batch_size, r.lr) == (41, 256, 1.0)
+        assert (r.schedule, r.optimizer, r.init) == ("constant", "sgd", "randn")
+    assert (ladder[5].epochs, ladder[5].schedule) == (4, "one_cycle")
+
+
+def test_what_is_given_beats_a_models_defaults() -> None:
+    """Defaults depend on the model; each can be overridden; JSON brings the same recipe back."""
+    recipe = Recipe(model="resnet18", loss="cross_entropy", lr=0.5)
+    assert recipe.lr == 0.5
+    assert recipe.optimizer == DEFAULTS["resnet18"]["optimizer"]
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_every_field_explains_itself() -> None:
+    """The form Prefect makes of a Recipe has descriptions everywhere and bounds on numbers."""
+    for name, field in Recipe.model_json_schema()["properties"].items():
+        assert field["description"], name
+        if field["type"] in ("integer", "number"):
+            assert {"minimum", "exclusiveMinimum"} & field.keys(), name
+            assert {"maximum", "exclusiveMaximum"} & field.keys(), name
+        else:
+            assert field["enum"], name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "resnt18"}, "unknown model 'resnt18', did you mean 'resnet18'?"),
+        (
+            {"loss": "cross_entropie"},
+            "unknown loss 'cross_entropie', did you mean 'cross_entropy'?",
+        ),
+        ({"epoch": 3}, "unknown field 'epoch', did you mean 'epochs'?"),
+        ({"model": "zzz"}, "unknown model 'zzz', choose from linear, mlp, convnet, resnet18"),
+    ],
+)
+def test_unknown_names_suggest_the_nearest(fields, message) -> None:
+    """A slip gives one line with what was probably meant."""
+    with pytest.raises(LadderError) as error:
+        Recipe(**({"model": "linear", "loss": "cross_entropy"} | fields))
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("field", [{"lr": 0}, {"lr": float("nan")}, {"epochs": 0}, {"seed": -1}])
+def test_values_out_of_bounds_are_refused(field) -> None:
+    """Bounds hold, and NaN is inside none."""
+    with pytest.raises(ValidationError):
+        Recipe(model="linear", loss="cross_entropy", **field)
+
+
+def test_cross_spans_models_losses_and_seeds() -> None:
+    """Every combination once, each model with its own defaults, fixed fields everywhere."""
+    recipes = cross(["linear", "convnet"], ["softmax_mse", "cross_entropy"], [0, 1], epochs=2)
+    assert len(set(recipes)) == 8
+    assert {r.epochs for r in recipes} == {2}
+    assert {r.optimizer for r in recipes} == {"sgd", "adamw"}
+    with pytest.raises(LadderError, match="unknown field 'seed', did you mean 'seeds'"):
+        cross(["linear"], ["cross_entropy"], seed=3)
+
+
+def test_recipes_come_from_toml(tmp_path) -> None:
+    """[[recipe]] tables in their order, then what [cross] spans."""
+    file = tmp_path / "recipes.toml"
+    file.write_text(
+        """
+        [[recipe]]
+        model = "mlp"
+        loss = "cross_entropy"
+        lr = 0.5
+
+        [cross]
+        models = ["linear"]
+        losses = ["sigmoid_mse", "cross_entropy"]
+        seeds = [1, 2]
+        init = "default"
+        """
+    )
+    assert read_recipes(file) == [
+        Recipe(model="mlp", loss="cross_entropy", lr=0.5),
+        *cross(["linear"], ["sigmoid_mse", "cross_entropy"], [1, 2], init="default"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[recipe]]\nmodel = 'linear'\n", "r.toml: recipe 1: loss: Field required"),
+        ("[[recipe]]\nmodel = 'mpl'\nloss = 'x'", "r.toml: recipe 1: unknown model 'mpl'"),
+        ("[[recipe]]\nmodel = 'mlp'\nloss = 'cross_entropy'\nlr = 'x'", "r.toml: recipe 1: lr: "),
+        ("[recipe]\nmodel = 'mlp'", "r.toml: a recipe's table is written [[recipe]]"),
+        ("[recipes]\nmodel = 'mlp'", "r.toml: unknown table 'recipes', did you mean 'recipe'?"),
+        ("[cross]\nlosses = ['cross_entropy']", "r.toml: cross: models: Field required"),
+        ("[cross]\nmodels = 'mlp'", "r.toml: cross: models: "),
+        ("[cross]\nmodels = ['mlp']\nepoch = 3", "r.toml: cross: unknown field 'epoch'"),
+        ("[cross]\nmodels = []", "r.toml: no recipes"),
+        ("", "r.toml: no recipes"),
+        ("= 3", "r.toml: not readable as TOML: "),
+    ],
+)
+def test_a_bad_recipe_file_names_its_place(tmp_path, text, message) -> None:
+    """One line: the file, the table, the field."""
+    file = tmp_path / "r.toml"
+    file.write_text(text)
+    with pytest.raises(LadderError) as error:
+        read_recipes(file)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_name_only_what_differs() -> None:
+    """Model, loss, seed; a further field only between recipes that agree in those three."""
+    recipes = [quick(), quick(lr=0.5), quick(seed=1, lr=0.5)]
+    assert list(label(recipes)) == [
+        "linear, cross_entropy, seed 0, lr 1.0",
+        "linear, cross_entropy, seed 0, lr 0.5",
+        "linear, cross_entropy, seed 1",
+    ]
+    assert list(label(recipes).values()) == recipes
+    with pytest.raises(LadderError, match="listed twice"):
+        label([quick(), quick()])
+
+
+def test_small_models_get_one_thread() -> None:
+    """A second thread slows them down; the others never get more threads than cores."""
+    assert [threads(model, 2) for model in ("linear", "mlp", "convnet", "resnet18")] == [1, 1, 2, 2]
+    assert threads("resnet18", 1) == 1
+
+
+# --- the split
+
+
+def test_an_image_never_changes_sides() -> None:
+    """Taking half the images away moves none of the others across."""
+    every = pictures(n=200)
+    fewer = [stack(s.images[::2]) for s in every]
+    held = split(every, every, (8, 8), 0.3)[1]
+    held_of_fewer = split(fewer, fewer, (8, 8), 0.3)[1]
+    assert 0.2 < len(held.labels) / 600 < 0.4
+    whole, part = ({bytes(i.numpy().tobytes()) for i in h.images} for h in (held, held_of_fewer))
+    half = {i.numpy().tobytes() for s in fewer for i in s.images}
+    assert part == whole & half
+
+
+def test_equal_images_never_straddle() -> None:
+    """Copies of one image, in two classes too, are on one side; labels follow the stacks."""
+    one = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    training = [stack(np.concatenate([s.images.numpy(), one, one])) for s in pictures(n=30)]
+    seen, held, _ = split(training, training, (8, 8), 0.5)
+    inside = [
+        (side.images == torch.from_numpy(one)).all((1, 2)).sum().item() for side in (seen, held)
+    ]
+    assert sorted(inside) == [0, 6]
+    for side in (seen, held):
+        for image, index in zip(side.images, side.labels, strict=True):
+            assert (training[index].images == image).all((1, 2)).any()
+
+
+def test_validating_on_testing_trains_on_everything() -> None:
+    """validation="testing" holds nothing out, and watches testing."""
+    result = fitted(quick(), validation="testing")
+    assert result["images"] == {"training": 120, "validation": 120, "testing": 120}
+    assert result["history"][-1]["validation_accuracy"] == result["testing_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"validation": 1e-9}, "0 for validation"),
+        ({"validation": 1 - 1e-9}, "0 images to train on"),
+        ({"validation": 1.5}, "between 0 and 1, not 1.5"),
+        ({"validation": float("nan")}, "between 0 and 1, not nan"),
+        ({"testing": [stack(np.zeros((0, 8, 8), np.uint8))] * 3}, "0 for testing"),
+        (
+            {"testing": [*pictures()[:2], stack(np.zeros((2, 8, 9), np.uint8))]},
+            r"testing/c has images of shape \[8, 9\], training/a of \[8, 8\]",
+        ),
+        (
+            {"training": [*pictures()[:2], stack(np.zeros((2, 8, 8, 3), np.uint8))]},
+            r"training/c has images of shape \[8, 8, 3\]",
+        ),
+        ({"testing": pictures()[:2]}, "one training and one testing stack"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_named(arguments, message) -> None:
+    """Empty sides, impossible fractions and stacks that do not fit give one clear line."""
+    with pytest.raises(LadderError, match=message):
+        fitted(quick(), **arguments)
+
+
+# --- the loop
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loop_is_bit_identical_to_the_posts(model, loss) -> None:
+    """Same bits as a DataLoader over list(zip(x, y)) and parameters updated by hand."""
+    training = pictures(n=50)
+    recipe = Recipe(model=model, loss=loss, epochs=3, batch_size=64, lr=0.7)
+    result = fitted(recipe, training=training, validation="testing")
+
+    x = torch.cat([s.images for s in training]).float() / 255
+    y = torch.arange(3).repeat_interleave(50)
+    data = list(zip(x, y, strict=True))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    naive = new_model(MODELS[model], (8, 8), 3)
+    initialize(naive, recipe.init, generator)
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(data), generator=generator).tolist()
+        for xb, yb in DataLoader(data, batch_size=64, sampler=order):
+            LOSSES[loss](naive(xb), yb).backward()
+            for p in naive.parameters():
+                assert p.grad is not None
+                p.data -= p.grad * recipe.lr
+                p.grad.zero_()
+
+    for name, tensor in naive.state_dict().items():
+        assert torch.equal(tensor, result["weights"].tensors[name]), name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_same_seed_same_bits(model) -> None:
+    """Again, and with other trainings in threads beside it: same bits.  Another seed: others."""
+    recipe = quick(model, epochs=2, batch_size=64)
+    other = quick(model, epochs=2, batch_size=64, seed=1)
+    first = fitted(recipe)
+    with ThreadPoolExecutor(2) as pool:
+        again, different = pool.map(fitted, [recipe, other])
+    assert same_bits(first, again)
+    assert not same_bits(first, different)
+
+
+def test_training_leaves_torchs_own_stream_alone() -> None:
+    """No draw comes from the global generator."""
+    before = torch.get_rng_state()
+    fitted(quick("convnet", epochs=1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("shape", [(8, 8), (9, 12, 3)], ids=str)
+def test_every_default_recipe_learns_small_pictures(model, shape) -> None:
+    """Each model's defaults, given a few dozen steps, beat chance by far, grey or RGB."""
+    data = {"training": pictures(n=80, shape=shape), "testing": pictures(shape=shape, seed=1)}
+    recipe = Recipe(model=model, loss="cross_entropy", batch_size=24)
+    result = fitted(recipe, **data)
+    assert result["testing_accuracy"] > 0.9
+    assert result["history"][-1]["training_loss"] < result["history"][0]["training_loss"]
+
+
+@pytest.mark.parametrize("model", ["convnet", "resnet18"])
+@pytest.mark.parametrize("n", [2, 3, 9, 16])
+def test_last_batches_of_any_size_survive(model, n) -> None:
+    """4 n images in batches of 8, and one batch bigger than the set: batch norm never sees one."""
+    for batch_size in (8, 512):
+        training = pictures(n=n)
+        training[0] = stack(torch.cat([training[0].images, training[0].images[:1]]))
+        recipe = quick(model, epochs=1, batch_size=batch_size)
+        result = fitted(recipe, training=training, validation="testing")
+        assert result["probabilities"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "sizes"),
+    [
+        (10, 4, [4, 4, 2]),
+        (9, 4, [4, 5]),
+        (3, 4, [3]),
+        (1, 4, [1]),
+        (65, 32, [32, 33]),
+        (68, 32, [32, 32, 4]),
+    ],
+)
+def test_only_a_tiny_last_batch_joins_the_one_before(n, size, sizes) -> None:
+    """Every image is in one batch, in order; the rest stays short unless under an eighth."""
+    parts = batches(torch.arange(n), size)
+    assert [len(part) for part in parts] == sizes
+    assert torch.equal(torch.cat(parts), torch.arange(n))
+
+
+def test_the_post_has_235_batches_an_epoch() -> None:
+    """60,000 images in batches of 256 leave a last one of 96, as in the post."""
+    assert [len(part) for part in batches(torch.arange(60_000), 256)] == [256] * 234 + [96]
+
+
+def test_shifted_moves_quarters_and_fills_with_black() -> None:
+    """Each quarter of the batch is its images moved by at most the asked pixels, black behind."""
+    images = torch.randint(1, 256, (8, 6, 5), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
+    moved = shifted(images, 2, torch.Generator().manual_seed(1))
+    assert moved.shape == images.shape
+    assert moved.dtype == torch.uint8
+    for before, after in zip(images.split(2), moved.split(2), strict=True):
+        padded = torch.nn.functional.pad(before, (2, 2, 2, 2))
+        crops = [padded[:, y : y + 6, x : x + 5] for y in range(5) for x in range(5)]
+        assert sum(torch.equal(after, crop) for crop in crops) == 1
+    colour = shifted(images[..., None].expand(-1, -1, -1, 3), 2, torch.Generator().manual_seed(1))
+    assert torch.equal(colour, moved[..., None].expand(-1, -1, -1, 3))
+
+
+def test_schedules_have_their_shape() -> None:
+    """Both peak at 1, start low and end at nothing."""
+    for schedule, peak, start in [(triangular, 0.2, 0), (one_cycle, 0.25, 1 / 25)]:
+        assert schedule(0) == pytest.approx(start)
+        assert schedule(peak) == pytest.approx(1)
+        assert schedule(1) == pytest.approx(0)
+        assert max(schedule(i / 100) for i in range(101)) <= 1
+    assert set(SCHEDULES) == {"constant", "triangular", "one_cycle"}
+
+
+def test_adamw_is_torchs_and_sgd_decays_when_asked() -> None:
+    """One step of sgd by hand: p - lr * (grad + decay * p)."""
+    p = torch.nn.Parameter(torch.tensor([2.0]))
+    p.grad = torch.tensor([3.0])
+    OPTIMIZERS["sgd"]([p], 0.5).step(0.1)
+    assert p.item() == pytest.approx(2 - 0.1 * (3 + 0.5 * 2))
+    assert p.grad is None
+
+
+def test_a_loss_that_is_no_number_is_said_in_one_line(monkeypatch) -> None:
+    """The training stops at that epoch's end and names recipe, epoch and remedy."""
+    monkeypatch.setitem(LOSSES, "cross_entropy", lambda logits, *_: logits.mean() * float("nan"))
+    with pytest.raises(LadderError) as error:
+        fitted(quick())
+    assert str(error.value) == (
+        "train linear, cross_entropy, seed 0 diverged in epoch 1 (loss nan): lower lr"
+    )
+
+
+def test_weights_that_are_no_numbers_are_said_too() -> None:
+    """The last steps of an epoch can ruin the model after its losses were still finite."""
+    recipe = quick("resnet18", init="randn", optimizer="sgd", lr=100, precision="float32")
+    with pytest.raises(LadderError, match=r"diverged in epoch 1 \(loss .*\): lower lr"):
+        fitted(recipe)
+
+
+# --- results
+
+
+def test_the_figures_agree_with_each_other() -> None:
+    """Accuracy, per class, confusion and probabilities are one measurement, weighted by image."""
+    testing = [stack(s.images[: 10 + 10 * i]) for i, s in enumerate(pictures(seed=1))]
+    result = fitted(quick(lr=0.05, epochs=1), testing=testing)
+    confusion = np.array(result["confusion"])
+    labels = np.repeat([0, 1, 2], [10, 20, 30])
+    said = result["probabilities"].argmax(1).numpy()
+    assert result["probabilities"].dtype == torch.float32
+    assert result["probabilities"].sum(1).numpy() == pytest.approx(np.ones(60), abs=1e-5)
+    assert confusion.sum(1).tolist() == [10, 20, 30]
+    assert confusion[2, 0] == ((labels == 2) & (said == 0)).sum()
+    assert result["testing_accuracy"] == pytest.approx((labels == said).mean())
+    assert result["testing_accuracy"] == pytest.approx(confusion.trace() / 60)
+    assert result["per_class"] == pytest.approx(confusion.diagonal() / [10, 20, 30])
+    assert [h["epoch"] for h in result["history"]] == [1]
+
+
+def test_a_class_without_testing_images_counts_for_nothing() -> None:
+    """Its own accuracy is 0, and the others' are unharmed."""
+    testing = pictures(seed=1)
+    testing[1] = stack(np.zeros((0, 8, 8), np.uint8))
+    result = fitted(quick(), testing=testing)
+    assert result["per_class"][1] == 0
+    mean = (result["per_class"][0] + result["per_class"][2]) / 2
+    assert result["testing_accuracy"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_weights_and_metadata_rebuild_the_model(model) -> None:
+    """load_model says on testing what the training said."""
+    recipe = quick(model, epochs=1)
+    testing = pictures(seed=1)
+    result = fitted(recipe, testing=testing)
+    tensors, metadata = result["weights"]
+    assert all(isinstance(value, str) for value in metadata.values())
+    assert json.loads(metadata["classes"]) == ["a", "b", "c"]
+    assert json.loads(metadata["preprocessing"])["shape"] == [8, 8]
+    assert Recipe.model_validate_json(metadata["recipe"]) == recipe
+    rebuilt = load_model(tensors, metadata)
+    said = probabilities(rebuilt, torch.cat([s.images for s in testing]), recipe.precision)
+    assert torch.equal(said, result["probabilities"])
+
+
+def test_progress_grows_to_the_end() -> None:
+    """Each epoch's end is told, in batches done of all batches, the last being all."""
+    told: list[tuple[int, int, str]] = []
+    fitted(quick(), run=Run(progress=lambda *args: told.append(args)))
+    done, total, note = told[-1]
+    assert done == total
+    assert len(told) >= 3
+    assert [t[0] for t in told] == sorted(t[0] for t in told)
+    assert note.startswith("epoch 3 of 3: loss ")
+
+
+# --- checkpoints
+
+
+class KilledError(Exception):
+    """Stands for the end of a process between two epochs."""
+
+
+def killed_after(epoch: int, recipe: Recipe, scratch: Path) -> None:
+    def progress(done: int, total: int, _note: str) -> None:
+        if done * recipe.epochs >= epoch * total:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fitted(recipe, run=Run(scratch=scratch, progress=progress))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_killed_training_resumes_bit_identically(tmp_path, model) -> None:
+    """Stopped after epoch 2 of 3 it goes on with epoch 3 and ends with the uninterrupted bits."""
+    recipe = quick(model, epochs=3, batch_size=64)
+    killed_after(2, recipe, tmp_path)
+    told: list[str] = []
+    run = Run(scratch=tmp_path, progress=lambda _done, _total, note: told.append(note))
+    resumed = fitted(recipe, run=run)
+    assert told[0].startswith("epoch 3 of 3")
+    assert same_bits(resumed, fitted(recipe))
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "foreign", "text"])
+def test_a_checkpoint_that_is_not_ours_is_ignored(tmp_path, harm) -> None:
+    """A flipped bit, a torn file, another recipe's checkpoint: the training starts anew."""
+    recipe = quick("mlp", epochs=3)
+    killed_after(2, quick("mlp", epochs=3, lr=0.5) if harm == "foreign" else recipe, tmp_path)
+    (file,) = tmp_path.iterdir()
+    data = bytearray(file.read_bytes())
+    if harm == "flip":
+        data[-9] ^= 4
+    harmed = {"truncate": data[:-100], "empty": b"", "text": b"hello"}.get(harm, data)
+    file.write_bytes(bytes(harmed))
+    told: list[str] = []
+    run = Run(scratch=tmp_path, progress=lambda _done, _total, note: told.append(note))
+    result = fitted(recipe, run=run)
+    assert told[0].startswith("epoch 1 of 3")
+    assert same_bits(result, fitted(recipe))
+
+
+# --- real images
+
+
+def test_the_posts_linear_rung_on_real_digits() -> None:
+    """Linear + cross-entropy on the 1,797 digits that scikit-learn ships is over 85 %."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images * 255 / 16).round().astype(np.uint8)
+    rows = np.arange(len(images)) % 5 == 0
+    sides = [[stack(images[m & (digits.target == c)]) for c in range(10)] for m in (~rows, rows)]
+    recipe = Recipe(model="linear", loss="cross_entropy")
+    result = train.fn(*sides, [str(c) for c in range(10)], recipe)
+    assert result["testing_accuracy"] > 0.85
+    assert sum(result["images"].values()) == 1797
