@@ -233,7 +233,7 @@ class Labelled(NamedTuple):
     labels: Tensor  # [N] int64
 
 
-@stage
+@stage(cores=lambda given: threads(given["recipe"].model, os.cpu_count() or 1))
 def train(
     training: list[Stack],
     testing: list[Stack],
@@ -255,7 +255,9 @@ def train(
     - "testing_accuracy", "per_class" [C] (0 for a class without testing images),
       "confusion" [C][C] (rows what it was, columns what was said),
     - "probabilities" [N, C] float32, on testing in the order of its stacks,
-    - "parameters", "device", "images" {"training", "validation", "testing"}.
+    - "parameters", "device", "images" {"training", "validation", "testing"},
+    - "resume": Weights, what a training with more epochs goes on from; None under a schedule that
+      depends on the number of epochs.
 
     Raises LadderError for stacks that do not fit together, an empty side of the split, or a
     training that diverges.
@@ -293,6 +295,7 @@ def train(
             "validation": len(held_out.labels),
             "testing": len(tests.labels),
         },
+        "resume": Weights(moving(state), {}) if recipe.schedule == "constant" else None,
     }
 
 
@@ -395,10 +398,15 @@ def fit(
     recipe: Recipe,
     run: Run,
 ) -> None:
-    """Train in place, going on from the last checkpoint of this training in run.scratch."""
+    """Train in place, going on from the last checkpoint of this training in run.scratch.
+
+    Without one, go on from the longest stored training that differs in its epochs alone.
+    """
     model, optimizer, generator, history = state
     origin = identity(seen, held_out, recipe)
     restore(run.scratch, origin, state)
+    if not history and recipe.schedule == "constant":
+        go_on(state, recipe, run)
     images, labels = seen.images.to(run.device), seen.labels.to(run.device)
     tell = seldom(run.progress)
     for epoch in range(len(history), recipe.epochs):
@@ -611,20 +619,46 @@ def identity(seen: Labelled, held_out: Labelled, recipe: Recipe) -> str:
     return sha.hexdigest()
 
 
+def moving(state: State) -> dict[str, Tensor]:
+    """What changes while a model trains, besides its weights: the optimizer and the generator."""
+    slots = {f"optimizer.{name}": tensor for name, tensor in state.optimizer.state().items()}
+    slots["generator"] = state.generator.get_state()
+    return {name: tensor.cpu().contiguous() for name, tensor in slots.items()}
+
+
+def put_back(
+    state: State, weights: Mapping[str, Tensor], slots: Mapping[str, Tensor], history: list[Any]
+) -> None:
+    """Bring a fresh state to where a training was."""
+    state.model.load_state_dict(weights)
+    prefix = "optimizer."
+    state.optimizer.restore(
+        {name.removeprefix(prefix): each for name, each in slots.items() if name != "generator"}
+    )
+    state.generator.set_state(slots["generator"])
+    state.history.extend(history)
+
+
+def go_on(state: State, recipe: Recipe, run: Run) -> None:
+    """Start where the longest shorter training ended, if one is stored.
+
+    Under a constant learning rate its steps are the first steps of this one, to the bit.
+    """
+    earlier = run.earlier("parameters", "recipe", "epochs")
+    shorter = [(epochs, result) for epochs, result in earlier if epochs < recipe.epochs]
+    if shorter:
+        _epochs, result = max(shorter, key=lambda each: each[0])
+        resume = result["resume"].tensors
+        put_back(state, result["weights"].tensors, resume, result["history"])
+
+
 def save(scratch: Path | None, origin: str, state: State) -> None:
     """Put a checkpoint into `scratch`, whole or not at all."""
     if scratch is None:
         return
-    parts = {
-        "model": state.model.state_dict(),
-        "optimizer": state.optimizer.state(),
-        "generator": {"state": state.generator.get_state()},
-    }
-    tensors = {
-        f"{part}.{name}": tensor.cpu().contiguous()
-        for part, named in parts.items()
-        for name, tensor in named.items()
-    }
+    weights = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    tensors |= moving(state)
     metadata = {"origin": origin, "history": json.dumps(state.history)}
     metadata["digest"] = digest(tensors, metadata)
     unfinished = scratch / f"checkpoint-{os.getpid()}.part"
@@ -645,14 +679,10 @@ def restore(scratch: Path | None, origin: str, state: State) -> None:
         return
     if metadata.pop("digest", "") != digest(tensors, metadata) or metadata["origin"] != origin:
         return
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "generator": {}}
-    for key, tensor in tensors.items():
-        part, name = key.split(".", 1)
-        parts[part][name] = tensor
-    state.model.load_state_dict(parts["model"])
-    state.optimizer.restore(parts["optimizer"])
-    state.generator.set_state(parts["generator"]["state"])
-    state.history.extend(json.loads(metadata["history"]))
+    prefix = "model."
+    weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    slots = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    put_back(state, weights, slots, json.loads(metadata["history"]))
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

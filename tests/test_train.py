@@ -542,6 +542,35 @@ def test_a_checkpoint_that_is_not_ours_is_ignored(tmp_path, harm) -> None:
     assert same_bits(result, fitted(recipe))
 
 
+# --- more epochs
+
+
+@pytest.mark.parametrize("fields", [{}, {"optimizer": "adamw", "lr": 0.01}])
+@pytest.mark.parametrize("model", MODELS)
+def test_more_epochs_go_on_from_a_stored_training(model, fields) -> None:
+    """Under a constant lr, 4 epochs after 2 stored ones are the bits of 4 from scratch."""
+    recipe = quick(model, epochs=4, schedule="constant", **fields)
+    shorter, longer = (fitted(recipe.model_copy(update={"epochs": epochs})) for epochs in (2, 6))
+    told: list[str] = []
+
+    def earlier(*path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        assert path == ("parameters", "recipe", "epochs")
+        return iter([(6, longer), (2, shorter)])
+
+    run = Run(earlier=earlier, progress=lambda _done, _total, note: told.append(note))
+    assert same_bits(fitted(recipe, run=run), fitted(recipe))
+    assert told[0].startswith("epoch 3 of 4")
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "triangular"])
+def test_a_schedule_that_spans_all_epochs_starts_anew(schedule) -> None:
+    def earlier(*_path: str) -> Iterator[Any]:
+        raise AssertionError("nothing earlier can be of use")
+
+    result = fitted(quick(schedule=schedule), run=Run(earlier=earlier))
+    assert result["resume"] is None
+
+
 # --- real images
 
 

@@ -1,0 +1,134 @@
+"""Notice that nothing changed before anything heavy is imported: no torch, no Prefect, no Arrow.
+
+A run leaves behind a digest of all that its plan could depend on: the options, this project's
+sources, the installed distributions, and the stat of every image, cached file and report file.
+When a later run finds that digest unchanged, its plan could only say "cached" throughout.  In any
+doubt (a stat differs, a file is too young for its stat to be trusted) there is no short cut, and
+the plan itself decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import marshal
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
+_PACKAGES = Path(__file__).resolve().parents[1]
+
+
+class State(NamedTuple):
+    """All that a plan can depend on, in two digests: what a run reads, and what it writes."""
+
+    read: str  # options, sources, distributions, images
+    written: str  # cache and report
+    newest: int  # the latest change among what it reads, ns since the epoch
+
+
+class Memory:
+    """What the last run with these options left behind."""
+
+    def __init__(self, data: Path, dataset: Path, options: dict[str, Any]) -> None:
+        self.data = data
+        self._dataset = dataset
+        self._options = options
+        identity = json.dumps([str(dataset), options], sort_keys=True)
+        name = hashlib.sha256(identity.encode()).hexdigest()[:24]
+        self._path = data / "cache" / "quick" / f"{name}.json"
+        self.started = time.time_ns()
+        self.before = self._reads()
+
+    def recall(self) -> dict[str, Any] | None:
+        """The last run's {"folder", "stages"}, when nothing it depends on has changed since."""
+        try:
+            memory = json.loads(self._path.read_bytes())
+            folder = Path(memory["folder"])
+            if self.before and memory["read"] == self.before[0]:
+                if memory["written"] == self._writes(folder):
+                    return dict(memory)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def keep(self, folder: Path, stages: int) -> None:
+        """Write down the state that a finished run saw and left."""
+        if self.before is None or self.started - self.before[1] < _YOUNG_NS:
+            return  # what changed just before the run may have changed again in the same tick
+        memory = {
+            "folder": str(folder),
+            "stages": stages,
+            "read": self.before[0],
+            "written": self._writes(folder),
+        }
+        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):  # a cache that cannot be written only stays slower
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(memory), encoding="utf-8")
+            temporary.replace(self._path)
+
+    def _reads(self) -> tuple[str, int] | None:
+        try:
+            sources = [*_stats(_PACKAGES / "tasks"), *_stats(_PACKAGES / "flows")]
+            images = list(_stats(self._dataset))
+        except OSError:
+            return None
+        distributions = sorted(
+            name
+            for kind in ("purelib", "platlib")
+            for name in os.listdir(sysconfig.get_path(kind))
+            if name.endswith(("-info", ".pth"))
+        )
+        newest = max((max(each[2], each[3]) for _, rows in [*sources, *images] for each in rows))
+        state = [sys.version, distributions, self._options, sources, images]
+        return _digest(state), newest
+
+    def _writes(self, folder: Path) -> str:
+        cache = self.data / "cache"
+        latest = str((folder.parent / "latest").readlink())
+        kept = [*_stats(cache / "records"), *_stats(cache / "files"), *_stats(folder)]
+        return _digest([latest, kept])
+
+
+def mark_cached(folder: Path) -> None:
+    """Note in a report's results.json that its latest run took every rung from the cache."""
+    path = folder / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if all(rung["cached"] for rung in results["rungs"]):
+        return
+    for rung in results["rungs"]:
+        rung["cached"] = True
+    temporary = path.with_name(f".results.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _stats(folder: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """Every folder below, with (name, size, mtime, ctime, inode) of what is in it, sorted."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    rows, inner = [], []
+    try:
+        for name in sorted(os.listdir(handle)):
+            if name == "__pycache__":
+                continue
+            stat = os.stat(name, dir_fd=handle)
+            if stat.st_mode & 0o170000 == 0o040000:
+                inner.append(name)
+            rows.append((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+    finally:
+        os.close(handle)
+    yield str(folder), rows
+    for name in inner:
+        yield from _stats(folder / name)
+
+
+def _digest(state: Any) -> str:
+    # marshal writes plain tuples, texts and numbers an order faster than json; nothing reads it.
+    return hashlib.sha256(marshal.dumps(state, 2)).hexdigest()
