@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check bench clean
+.PHONY: run test check faults bench clean
 
 run: .venv/ready
 	$(BIN)/stepladder run sample
@@ -14,6 +14,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Hundreds of killed runs, flipped bits and full disks instead of a few; takes half an hour.
+faults: .venv/ready
+	STEPLADDER_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py
 
 # Installed once; again only when what is installed has changed.
 .venv/ready: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""`stepladder run | plan | fetch`: the command line.
+"""`stepladder run | plan | why | fetch | cache`: the command line.
 
 Torch and Prefect take seconds to import, so each command imports what it needs.
 """
@@ -6,9 +6,12 @@ Torch and Prefect take seconds to import, so each command imports what it needs.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json as jsonlib
 import os
+import random
 import shlex
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,30 +97,35 @@ def run(
     json: Annotated[bool, Parameter(negative="", help="Print one JSON object, no table")] = False,
     quiet: Annotated[bool, Parameter(negative="", help="No progress, only the result")] = False,
     verbose: Annotated[bool, Parameter(negative="", help="Show Prefect's own log too")] = False,
+    audit: Annotated[int, Parameter(help="Compute this many cached stages again, and compare")] = 0,
 ) -> None:
     """Climb the ladder on a dataset and write its report; reuse whatever no change can reach."""
     from flows.console import Display, print_ladder
 
     with Display(quiet=quiet) as display:
-        folder = _climb(options.parameters(dataset), display, verbose=verbose)
+        folder = _climb(options.parameters(dataset), display, audit, verbose=verbose)
     states = display.states
     ran = [stage for stage, state in states.items() if state == "ran"]
     if json:
         paths = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
         counts = {"ran": len(ran), "cached": len(states) - len(ran)}
-        print(jsonlib.dumps({**paths, "stages": counts, "ran": ran}))
+        print(jsonlib.dumps({**paths, "stages": counts, "ran": ran, "audited": display.audited}))
     else:
         print_ladder(folder)
         print(f"stages: {len(ran)} ran, {len(states) - len(ran)} cached")
+        if audit:
+            print(f"audit: {len(display.audited)} computed again, all came out the same")
 
 
-def _climb(parameters: dict[str, Any], display: Any, *, verbose: bool) -> Path:
+def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: bool) -> Path:
     """Run the flow, unless a look shows that nothing is to be done.  Gives the report's folder."""
     from tasks.caching import process
 
     _tame_prefect(verbose)
     planned = _plan(parameters)
-    if all(each.state == "cached" for each in planned):
+    hits = [each.stage for each in planned if each.state == "cached" and each.comparable]
+    audited = random.sample(hits, max(0, min(audit, len(hits))))
+    if all(each.state == "cached" for each in planned) and not audited:
         from tasks.caching.store import data_root
         from tasks.publish import place
 
@@ -128,13 +136,14 @@ def _climb(parameters: dict[str, Any], display: Any, *, verbose: bool) -> Path:
 
     process.warm_up()  # imports torch for the stages while Prefect starts here
     from flows.ladder import ladder
-    from tasks.caching.stage import OBSERVER, log
+    from tasks.caching.stage import AUDIT, OBSERVER, log
 
     def tell(event: str, name: str, **facts: Any) -> None:
         log(event, name, **facts)
         display(event, name, **facts)
 
     OBSERVER.set(tell)
+    AUDIT.set(tuple(audited))
     return Path(ladder(**parameters))
 
 
@@ -171,6 +180,91 @@ def plan(
 
 
 @app.command
+def why(
+    stage: Annotated[str, Parameter(help="A stage's name as `plan` shows it, in quotes")],
+    dataset: Dataset = "sample",
+    /,
+    *,
+    options: Options = Options(),
+    json: Annotated[bool, Parameter(negative="", help="Print one JSON object, no table")] = False,
+) -> None:
+    """Show all that goes into one stage's key, and what differs from the last time."""
+    from flows.console import print_why
+    from tasks.caching.store import LadderError
+
+    _tame_prefect(verbose=False)
+    planned = {each.stage: each for each in _plan(options.parameters(dataset))}
+    if stage not in planned:
+        near = difflib.get_close_matches(stage, planned, n=1, cutoff=0.3)
+        hint = f"did you mean '{near[0]}'?" if near else "`stepladder plan` shows all"
+        raise LadderError(f"no stage '{stage}', {hint}")
+    found = planned[stage]
+    if json:
+        facts = {"stage": stage, "state": found.state, "why": found.why, "changes": found.changes}
+        print(jsonlib.dumps({**facts, **found.look.model_dump(), "last": found.last}))
+    else:
+        print_why(found)
+
+
+cache = cyclopts.App(name="cache", help="List, verify or clear what is stored.")
+app.command(cache)
+
+
+@cache.command(name="list")
+def cache_list() -> None:
+    """List the stored results, the least recently used first."""
+    from flows.console import print_store
+    from tasks.caching.upkeep import held
+
+    print_store(held(_store()))
+
+
+@cache.command
+def verify() -> None:
+    """Read every stored file and record again; set aside what is damaged, with exit status 1."""
+    from tasks.caching import upkeep
+
+    store = _store()
+    damaged = list(upkeep.verify(store))
+    print("\n".join([*damaged, f"{len(upkeep.held(store))} results are whole"]))
+    sys.exit(1 if damaged else 0)
+
+
+@cache.command
+def gc(
+    *,
+    keep_last: Annotated[
+        int | None, Parameter(help="Keep what each dataset's newest reports need, this many")
+    ] = None,
+    max_size: Annotated[
+        str | None, Parameter(help="Keep other results too, up to a size such as 500MB")
+    ] = None,
+) -> None:
+    """Remove results that no kept report needs, and what killed runs left behind."""
+    from tasks.caching import upkeep
+    from tasks.caching.store import LadderError
+
+    if keep_last is None and max_size is None:
+        raise LadderError("say what may go: --keep-last N reports, or --max-size 500MB")
+    if keep_last is not None and keep_last < 1:
+        raise LadderError("--keep-last is a number from 1")
+    size = upkeep.parse_size(max_size) if max_size else 0
+    freed = upkeep.clear(_store(), keep_last=keep_last or 1, max_size=size)
+    print(
+        f"freed {freed.size / 1e6:.1f} MB: {freed.records} results, {freed.files} files and folders"
+    )
+
+
+def _store() -> Any:
+    from tasks.caching.store import LadderError, Store, data_root
+
+    root = (data_root() / "cache").resolve()
+    if not root.is_dir():
+        raise LadderError(f"nothing is cached: there is no {root}")
+    return Store(root)
+
+
+@app.command
 def fetch(
     name: Annotated[str, Parameter(help="sample, mnist, or a name of your own with --from")],
     /,
@@ -194,18 +288,25 @@ def fetch(
 
 def main() -> None:
     """Run the command line; mistakes end in one line and exit status 1, not in a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
-    except KeyboardInterrupt:
-        _say("stopped; what had finished is kept, the same command goes on from there")
-        # At once: threads of the flow may still wait for stages.
-        os._exit(130)
     except Exception as error:
         # The imports that bring LadderError take a second, so the name is looked at instead.
         if type(error).__name__ not in ("LadderError", "DamagedError", "StageError"):
             raise
         _say(str(error))
         sys.exit(1)
+
+
+def _stop(number: int, _frame: object) -> None:
+    """End at once: Prefect would go on asking a server that the same Ctrl-C has ended."""
+    _say("stopped; what had finished is kept, the same command goes on from there")
+    if module := sys.modules.get("prefect.server.api.server"):
+        for server in list(module.SubprocessASGIServer._instances.values()):
+            server.stop()  # the temporary one, which would stay behind
+    os._exit(128 + number)
 
 
 def _say(message: str) -> None:

@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from tasks.caching.plan import FIRST, Planned
+from tasks.caching.upkeep import Held
 
 
 class Display:
@@ -33,6 +34,8 @@ class Display:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.states: dict[str, str] = {}  # stage -> "ran", "cached" or "failed"
+        self.audited: list[str] = []  # stages that were computed again and came out the same
+        self._said: dict[str, str] = {}  # a reason too long to repeat -> the stage it stands at
         self._console = Console(stderr=True, quiet=quiet)
         self._progress = Progress(
             SpinnerColumn(),
@@ -71,6 +74,8 @@ class Display:
                     self._progress.update(
                         self._bars[name], completed=done, total=total, note=escape(note)
                     )
+                case "audited":
+                    self.audited.append(name)
                 case "warning":
                     self.say(f"warning: {name}: {facts['text']}")
                 case "ran" | "cached" | "failed":
@@ -78,8 +83,11 @@ class Display:
                     if name in self._bars:
                         self._progress.remove_task(self._bars.pop(name))
                     if event == "ran":
-                        why = [reason for reason in facts["why"] if reason != FIRST]
-                        self.say(f"{facts['seconds']:7.1f} s  {name}  {'; '.join(why)}".rstrip())
+                        why = "; ".join(reason for reason in facts["why"] if reason != FIRST)
+                        first = self._said.setdefault(why, name)
+                        if first != name and len(why) > 40:
+                            why = f"as {first}"
+                        self.say(f"{facts['seconds']:7.1f} s  {name}  {why}".rstrip())
 
     def progress(self, name: str) -> _Bar:
         """A bar of its own for work that is no stage, such as a download."""
@@ -119,6 +127,66 @@ def print_plan(planned: list[Planned]) -> None:
         f"\n{len(planned) - len(cached)} to run, {needed:.0f} s if they take what they took last; "
         f"{len(cached)} cached, which saves {saved:.0f} s"
     )
+
+
+def print_why(planned: Planned) -> None:
+    """All ingredients of a stage's key, each with what it was the last time if it differs."""
+    console = Console(highlight=False, soft_wrap=True)
+    look, last = planned.look, planned.last
+    if look is None:
+        return
+    console.print(escape(f"{planned.stage}  {planned.state}  key {look.key[:12]}"), style="bold")
+    before = _ingredients(last["ingredients"], last["names"]) if last else {}
+    for group, items in _ingredients(look.ingredients, look.names).items():
+        if items:
+            console.print(group)
+        for name, value in items.items():
+            was = before.get(group, {}).get(name)
+            note = f"  (was {was or 'not there'})" if last and value and was != value else ""
+            console.print(
+                escape(f"  {name}  {value or 'not known yet'}{note}"),
+                style="yellow" if note else "",
+            )
+    reasons = list(dict.fromkeys((*planned.changes, *planned.why)))
+    console.print(escape("\n" + "\n".join(reasons or ["nothing differs from the last time"])))
+
+
+def _ingredients(
+    ingredients: dict[str, Any], names: dict[str, list[str]]
+) -> dict[str, dict[str, Any]]:
+    """A key's ingredients as group -> name -> short text."""
+    parameters: dict[str, Any] = {}
+    for name, value in ingredients["parameters"].items():
+        if isinstance(value, dict):
+            parameters |= {f"{name}.{field}": item for field, item in value.items()}
+        elif not names.get(name):
+            parameters[name] = value
+    return {
+        "code": ingredients["code"],
+        "versions": ingredients["versions"],
+        "parameters": {
+            name: json.dumps(value, ensure_ascii=False) for name, value in parameters.items()
+        },
+        "inputs": {
+            f"{name}: {label}": digest[:12]
+            for name, digests in ingredients["inputs"].items()
+            for label, digest in zip(names[name], digests, strict=True)
+        },
+    }
+
+
+def print_store(records: list[Held]) -> None:
+    """Each stored result with its key, size, the seconds it took and when it was last of use."""
+    console = Console(highlight=False, soft_wrap=True)
+    width = max((len(each.name) for each in records), default=0)
+    for each in records:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used))
+        size, seconds = f"{each.total / 1e6:.1f} MB", f"{each.record.seconds:.1f} s"
+        line = f"{each.name:{width}}  {each.record.key[:8]}  {size:>10}  {seconds:>9}  {used}"
+        console.print(escape(line))
+    files = {name: sign[0] for each in records for name, sign in each.record.files.items()}
+    total = (sum(files.values()) + sum(each.size for each in records)) / 1e6
+    console.print(f"{len(records)} results, {total:.1f} MB")
 
 
 def print_ladder(folder: Path) -> None:

@@ -19,18 +19,10 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 _YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
 _PACKAGES = Path(__file__).resolve().parents[1]
-
-
-class State(NamedTuple):
-    """All that a plan can depend on, in two digests: what a run reads, and what it writes."""
-
-    read: str  # options, sources, distributions, images
-    written: str  # cache and report
-    newest: int  # the latest change among what it reads, ns since the epoch
 
 
 class Memory:
@@ -51,9 +43,9 @@ class Memory:
         try:
             memory = json.loads(self._path.read_bytes())
             folder = Path(memory["folder"])
-            if self.before and memory["read"] == self.before[0]:
-                if memory["written"] == self._writes(folder):
-                    return dict(memory)
+            same = self.before and memory["read"] == self.before[0]
+            if same and memory["written"] == self._writes(folder):
+                return dict(memory)
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return None
@@ -75,6 +67,7 @@ class Memory:
             temporary.replace(self._path)
 
     def _reads(self) -> tuple[str, int] | None:
+        """What a plan reads, as a digest, and when the latest of it changed, ns since the epoch."""
         try:
             sources = [*_stats(_PACKAGES / "tasks"), *_stats(_PACKAGES / "flows")]
             images = list(_stats(self._dataset))
@@ -86,11 +79,12 @@ class Memory:
             for name in os.listdir(sysconfig.get_path(kind))
             if name.endswith(("-info", ".pth"))
         )
-        newest = max((max(each[2], each[3]) for _, rows in [*sources, *images] for each in rows))
+        newest = max(max(row[2], row[3]) for _, rows in [*sources, *images] for row in rows)
         state = [sys.version, distributions, self._options, sources, images]
         return _digest(state), newest
 
     def _writes(self, folder: Path) -> str:
+        """What a run leaves behind, as a digest."""
         cache = self.data / "cache"
         latest = str((folder.parent / "latest").readlink())
         kept = [*_stats(cache / "records"), *_stats(cache / "files"), *_stats(folder)]

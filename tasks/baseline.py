@@ -34,16 +34,18 @@ def baseline(
 
     means: C x [H, W(, 3)] float32;  testing: C stacks, both in the order of classes.
     Gives {"distance", "accuracy", "mean_of_classes", "per_class"}: fractions, 0 to 1.  "accuracy"
-    weighs every image alike, "mean_of_classes" every class (the figure of the post).
+    weighs every image alike, "mean_of_classes" every class (the figure of the post).  "said" [N]
+    int32 is what each testing image was called, in the order of the stacks.
     Raises LadderError when the images of a class differ in shape from the means.
     """
     measure = DISTANCES[distance]
     prototypes = _flat(means, classes)  # [C, D]
-    right = []
+    said, right = [], []
     for truth, stack in enumerate(testing):
         _check_shape(f"testing/{classes[truth]}", stack.images.shape[1:], means[0].shape)
         images = stack.images.reshape(len(stack.images), -1).float() / 255  # [N, D]
-        right.append((measure(images, prototypes).argmin(dim=1) == truth).sum().item())  # [N, C]
+        said.append(measure(images, prototypes).argmin(dim=1))  # [N, C] -> [N]
+        right.append((said[-1] == truth).sum().item())
     counts = [len(stack.images) for stack in testing]
     per_class = [hits / count for hits, count in zip(right, counts, strict=True)]
     return {
@@ -51,6 +53,7 @@ def baseline(
         "accuracy": sum(right) / sum(counts),
         "mean_of_classes": sum(per_class) / len(per_class),
         "per_class": per_class,
+        "said": torch.cat(said).int(),
     }
 
 

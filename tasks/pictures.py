@@ -34,6 +34,7 @@ COLOURS = {
     CARD: "var(--card)",
 } | {f"#0600{i:02x}": f"var(--series-{i})" for i in range(SERIES)}
 
+LETTER = 6.4  # width of one in a plot, on average, in CSS pixels
 PAPER = {"facecolor": CARD, "edgecolor": "none", "pad": 1.5}  # behind words that cross a line
 
 
@@ -191,8 +192,10 @@ def ladder(
 
     for k, (name, value) in enumerate(sorted(floors.items(), key=lambda floor: floor[1])):
         x, top = _log_odds(value, n), len(rungs) - 0.5 + (12 + 20 * k) / row
-        _floor(accuracy, f"{name} {100 * value:.1f} %", x, top, x > (low + high) / 2)
-    letters = int(0.7 * width / 6.4) - 10  # that fit beside the accuracy
+        text = f"{name} {100 * value:.1f} %"
+        fits = 0.7 * width * (x - low) / (high - low) > LETTER * (len(text) + 2)
+        _floor(accuracy, text, x, top, fits)
+    letters = int(0.7 * width / LETTER) - 10  # that fit beside the accuracy
     for y, rung in enumerate(rungs):
         label = f"{y + 1}\u2002{rung['label']}"
         label = label if len(label) <= letters else label[: letters - 1] + "…"

@@ -1,4 +1,8 @@
-"""Put a report where people look: `reports/<dataset>/<run>/`, `latest` beside it, and Prefect."""
+"""Put a report where people look: `reports/<dataset>/<run>/`, `latest` beside it, and Prefect.
+
+Here it is also held against the run before: a report itself knows its own run alone, so that it
+can be stored and reused.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.caching.plan import Outcome, Ref
+import numpy as np
+
+from tasks import pictures, report
+from tasks.caching.plan import FIRST, Outcome, Ref
 from tasks.caching.stage import Session
 from tasks.caching.store import LadderError, write_atomic
+
+SLOT = b"<!-- compared with the run before -->"  # in report.html; no name can hold its brackets
+BEFORE = b"\n## What ran\n"  # in report.md; no name can hold its line breaks
+COMPARED = Path(__file__).with_name("compared.html.j2").read_text(encoding="utf-8")
+NOT_COMPARED = ("started", "command")  # of the environment: they always differ
 
 
 def publish(session: Session, page: Any) -> str | None:
@@ -22,8 +34,9 @@ def publish(session: Session, page: Any) -> str | None:
     ref = session.finish(page)
     if ref is None:
         return None
-    folder = place(ref, session.outcomes(), Path(session.settings.cache))
-    _show_in_prefect(folder, session.settings.dataset)
+    outcomes = session.outcomes()
+    folder = place(ref, outcomes, Path(session.settings.cache))
+    _show_in_prefect(folder, outcomes)
     return str(folder)
 
 
@@ -38,11 +51,18 @@ def place(ref: Ref, outcomes: Mapping[str, Outcome], cache: Path) -> Path:
     for rung in results["rungs"]:
         outcome = outcomes.get(f"train[{rung['label']}]")
         rung["cached"] = outcome is not None and outcome.state == "cached"
-    files["results.json"] = json.dumps(results, indent=1, allow_nan=False).encode()
-
     reports = cache.parent / "reports" / results["dataset"]["name"]
     started = re.sub(r"\D", "", results["environment"]["started"])[:14]
     folder = reports / f"{started}-{ref.key[:8]}"
+
+    compared = results["compared"] = with_the_run_before(reports, folder.name, results, outcomes)
+    if compared:
+        section = section_of(compared)
+        files["report.html"] = files["report.html"].replace(SLOT, section.encode())
+        files["report.md"] = files["report.md"].replace(
+            BEFORE, markdown(compared).encode() + BEFORE
+        )
+    files["results.json"] = json.dumps(results, indent=1, allow_nan=False).encode()
     for name, data in files.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != data:
@@ -64,11 +84,198 @@ def _point(link: Path, target: str) -> None:
         raise LadderError(f"cannot write {link}: {error.strerror}") from error
 
 
-def _show_in_prefect(folder: Path, dataset: str) -> None:
-    from prefect.artifacts import create_markdown_artifact
+# Two runs held against each other
 
+
+def with_the_run_before(
+    reports: Path, run: str, results: dict[str, Any], outcomes: Mapping[str, Outcome]
+) -> dict[str, Any] | None:
+    """What moved since the run that `latest` still points at, or None when there is none.
+
+    A run that comes back to the report which is the latest already keeps what that one says.
+    """
+    try:
+        before = (reports / "latest").resolve()
+        old = json.loads((before / "results.json").read_text(encoding="utf-8"))
+        if before.name == run:
+            kept: dict[str, Any] | None = old["compared"]
+            return kept
+        why = {name: outcome.why for name, outcome in outcomes.items()}
+        return {"run": before.name, **comparison(old, results, why)}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # no run before, or its file was written by other hands or another version
+
+
+def comparison(
+    old: dict[str, Any], new: dict[str, Any], why: Mapping[str, tuple[str, ...]] | None = None
+) -> dict[str, Any]:
+    """Hold two runs' results.json against each other: what differs, and what moved.
+
+    why: stage name -> the reasons it ran, where they are known.  Gives "started" and "command" of
+    the old run, "same_images" (whether both were tested on the same), "differs" (texts) and
+    "rows", one for each baseline and rung: "label", "before" and "now" (accuracies, None where a
+    run has none), "test" (the paired test, None unless it can be made), "real" (whether the
+    accuracy moved beyond luck) and "why" (texts).
+    """
+    data = [
+        (each["dataset"]["testing_digest"], each["dataset"]["classes"],
+         each["health"]["counts"]["testing"])
+        for each in (old, new)
+    ]  # fmt: skip
+    same = data[0] == data[1]
+    before, now = _by_label(old), _by_label(new)
+    rows = []
+    for label in [*now, *(label for label in before if label not in now)]:
+        row = _row(before.get(label), now.get(label), new["dataset"]["images"]["testing"], same)
+        reasons = (why or {}).get(f"train[{label}]", ())
+        row["why"] = [r for r in dict.fromkeys([*row["why"], *reasons]) if r != FIRST]
+        rows.append({"label": label, **row})
+    return {
+        "started": old["environment"]["started"],
+        "command": old["environment"]["command"],
+        "same_images": same,
+        "differs": [*_settings(old, new)],
+        "rows": rows,
+    }
+
+
+def _by_label(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every baseline and rung of a run, with its `accuracy` under one name."""
+    baselines = {f"mean image, {each['distance']}": each for each in results["baselines"]}
+    rungs = {
+        each["label"]: each | {"accuracy": each["testing_accuracy"]} for each in results["rungs"]
+    }
+    return baselines | rungs
+
+
+def _row(
+    old: dict[str, Any] | None, new: dict[str, Any] | None, n: int, same: bool
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "before": old and old["accuracy"],
+        "now": new and new["accuracy"],
+        "test": None,
+        "real": False,
+        "why": [],
+    }
+    if old is None or new is None:
+        return row
+    row["why"] = _changes(old.get("recipe", {}), new.get("recipe", {}))
+    if same:
+        row["test"] = report.compare(_unpacked(new["right"], n), _unpacked(old["right"], n))
+        return row | {"real": row["test"]["p"] < 0.05}
+    (low, high), (bottom, top) = old["interval"], new["interval"]
+    return row | {"real": bottom > high or top < low}
+
+
+def _unpacked(right: str, n: int) -> np.ndarray:
+    """What `report.packed` packed.  [n] bool."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(right), np.uint8))
+    return bits[:n].astype(bool)
+
+
+def _settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """In words, what is not the same around two runs: images, validation, versions, machine."""
+    flat = [
+        {
+            **{f"{split} images": n for split, n in each["dataset"]["images"].items()},
+            "classes": len(each["dataset"]["classes"]),
+            "validation": each["validation"],
+            **{k: v for k, v in each["environment"].items() if k not in NOT_COMPARED},
+        }
+        for each in (old, new)
+    ]
+    return _changes(*flat)
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} {old.get(key)} -> {new.get(key)}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
+
+
+def moved(row: dict[str, Any]) -> str:
+    """In words, whether an accuracy moved, and beyond luck or not."""
+    if row["before"] is None:
+        return "new"
+    if row["now"] is None:
+        return "not climbed this time"
+    if row["test"] and row["test"]["won"] + row["test"]["lost"] == 0:
+        return "unchanged"
+    if not row["real"]:
+        return "could be luck"
+    return "up, beyond luck" if row["now"] > row["before"] else "down, beyond luck"
+
+
+def section_of(compared: dict[str, Any]) -> str:
+    """A comparison as a section of report.html; what stayed as it was is only counted."""
+    rows = [row for row in compared["rows"] if row["why"] or moved(row) != "unchanged"]
+    steady = len(compared["rows"]) - len(rows)
+    return report.template(COMPARED).render({**compared, "rows": rows}, steady=steady, moved=moved)
+
+
+def markdown(compared: dict[str, Any]) -> str:
+    """A comparison as a section of Markdown."""
+    rows = [
+        [row["label"], report.percent(row["before"]), report.percent(row["now"]), moved(row),
+         "; ".join(row["why"])]
+        for row in compared["rows"]
+    ]  # fmt: skip
+    head = ["rung", "before", "now", "moved", "why"]
+    lines = ["", f"## Compared with {compared['run']}", "", *report.table(head, rows)]
+    if compared["differs"]:
+        lines += [
+            "",
+            *report.table(["what differs around the rungs"], [[d] for d in compared["differs"]]),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+# Prefect's pages
+
+
+def _show_in_prefect(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    name = re.sub(r"[^a-z0-9]+", "-", results["dataset"]["name"].lower()).strip("-") or "dataset"
     create_markdown_artifact(
-        markdown=(folder / "report.md").read_text(encoding="utf-8"),
-        key="ladder-" + (re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "report"),
+        (folder / "report.md").read_text(encoding="utf-8"),
+        key=f"report-{name}",
         description=f"The whole report: {folder / 'report.html'}",
     )
+    create_table_artifact(
+        ladder_table(results), key=f"ladder-{name}", description="What each rung buys"
+    )
+    create_table_artifact(
+        stages_table(outcomes), key=f"stages-{name}", description="What ran, what was cached, why"
+    )
+
+
+def ladder_table(results: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each baseline and rung, the best first."""
+    entries = sorted(_by_label(results).items(), key=lambda item: -item[1]["accuracy"])
+    return [
+        {
+            "rung": report.readable(label),
+            "testing accuracy": report.percent(each["accuracy"]),
+            "95 % interval": report.span(each["interval"]),
+            "training time": pictures.duration(each.get("seconds", 0)),
+        }
+        for label, each in entries
+    ]
+
+
+def stages_table(outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
+    """A row for each stage: its state, how long it took and why it ran; first those that ran."""
+    return [
+        {
+            "stage": report.readable(name),
+            "state": outcome.state,
+            "time": pictures.duration(outcome.seconds),
+            "why": report.readable("; ".join(outcome.why)),
+        }
+        for name, outcome in sorted(outcomes.items(), key=lambda item: item[1].state == "cached")
+    ]

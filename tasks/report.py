@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import io
 import json
@@ -58,6 +59,7 @@ def report(
     Returns the bytes of report.html, report.md, metrics.parquet and results.json.
     """
     found = health(classes, training, testing, skipped)
+    correct = right(rungs, baselines, testing)
     images = {split: sum(counts) for split, counts in found["counts"].items()} | {"validation": 0}
     for rung in rungs.values():
         images = rung["images"]
@@ -67,14 +69,21 @@ def report(
             "classes": classes,
             "images": images,
             "shape": list(training[0].images.shape[1:]),
+            "testing_digest": hashlib.sha256(
+                b"".join(stack.digests.tobytes() for stack in testing)
+            ).hexdigest(),
         },
         "validation": validation,
         "random_baseline": 1 / len(classes),
         "baselines": [
-            baseline | {"interval": wilson(baseline["accuracy"], images["testing"])}
+            {key: item for key, item in baseline.items() if key != "said"}
+            | {
+                "interval": wilson(baseline["accuracy"], images["testing"]),
+                "right": packed(correct[f"mean image, {baseline['distance']}"]),
+            }
             for baseline in baselines
         ],
-        "rungs": measure(rungs, recipes, testing, run),
+        "rungs": measure(rungs, recipes, correct, floor(baselines), run),
         "health": found,
         "stages": [
             {"stage": name, "state": o.state, "why": list(o.why), "seconds": o.seconds}
@@ -82,7 +91,7 @@ def report(
         ],
         "environment": environment(run),
     }
-    results["answer"] = answer(results, right(rungs, testing))
+    results["answer"] = answer(results, correct)
     shown = pictures.exhibits(training, testing, means, rungs)
     return {
         "report.html": page(results, shown).encode(),
@@ -121,12 +130,28 @@ def mcnemar(won: int, lost: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def right(rungs: dict[str, dict], testing: list[Stack]) -> dict[str, np.ndarray]:
-    """Which testing images each rung got right: label -> [N] bool, in the order of the stacks."""
+def right(
+    rungs: dict[str, dict], baselines: list[dict], testing: list[Stack]
+) -> dict[str, np.ndarray]:
+    """Which testing images each rung and baseline got right, in the order of the stacks.
+
+    Gives its label -> [N] bool.
+    """
     truth = np.repeat(np.arange(len(testing)), [len(stack.names) for stack in testing])
-    return {
-        label: rung["probabilities"].numpy().argmax(1) == truth for label, rung in rungs.items()
-    }
+    said = {f"mean image, {each['distance']}": each["said"].numpy() for each in baselines}
+    said |= {label: rung["probabilities"].numpy().argmax(1) for label, rung in rungs.items()}
+    return {label: answers == truth for label, answers in said.items()}
+
+
+def packed(correct: np.ndarray) -> str:
+    """[N] bool as hex, eight images a byte, the first in the highest bit: for paired tests."""
+    return np.packbits(correct).tobytes().hex()
+
+
+def floor(baselines: list[dict]) -> str:
+    """The label of the best baseline, which machine learning has to beat."""
+    best = max(baselines, key=lambda baseline: baseline["accuracy"])
+    return f"mean image, {best['distance']}"
 
 
 def compare(upper: np.ndarray, lower: np.ndarray) -> dict[str, Any]:
@@ -136,22 +161,27 @@ def compare(upper: np.ndarray, lower: np.ndarray) -> dict[str, Any]:
 
 
 def measure(
-    rungs: dict[str, dict], recipes: dict[str, Recipe], testing: list[Stack], run: Run
+    rungs: dict[str, dict],
+    recipes: dict[str, Recipe],
+    correct: dict[str, np.ndarray],
+    below: str,
+    run: Run,
 ) -> list[dict[str, Any]]:
-    """Each rung's numbers, with its interval and the paired test against the rung below it."""
-    correct = right(rungs, testing)
+    """Each rung's numbers, with its interval and the paired test against the rung below it.
+
+    below: the label of what the lowest rung stands on, the best baseline.
+    """
     measured: list[dict[str, Any]] = []
     for label, rung in rungs.items():
         outcome = run.outcomes.get(f"train[{label}]")
-        below = measured[-1]["label"] if measured else None
         measured.append(
             {
                 "label": label,
                 "recipe": recipes[label].model_dump(mode="json"),
                 "testing_accuracy": rung["testing_accuracy"],
                 "interval": wilson(rung["testing_accuracy"], rung["images"]["testing"]),
-                "against_below": below
-                and {"below": below} | compare(correct[label], correct[below]),
+                "against_below": {"below": below} | compare(correct[label], correct[below]),
+                "right": packed(correct[label]),
                 "per_class": rung["per_class"],
                 "confusion": rung["confusion"],
                 "history": rung["history"],
@@ -161,6 +191,7 @@ def measure(
                 "device": rung["device"],
             }
         )
+        below = label
     return measured
 
 
@@ -169,7 +200,9 @@ def answer(results: dict[str, Any], correct: dict[str, np.ndarray]) -> dict[str,
     if not results["rungs"]:
         return None
     best = max(results["rungs"], key=lambda rung: rung["testing_accuracy"])
-    floor = max(results["baselines"], key=lambda baseline: baseline["accuracy"])
+    lowest = floor(results["baselines"])
+    test = compare(correct[best["label"]], correct[lowest])
+    gain = (test["won"] - test["lost"]) / len(correct[lowest])
     as_good = [
         rung | compare(correct[best["label"]], correct[rung["label"]])
         for rung in results["rungs"]
@@ -178,14 +211,13 @@ def answer(results: dict[str, Any], correct: dict[str, np.ndarray]) -> dict[str,
     cheapest = min(
         (rung for rung in as_good if rung["p"] >= 0.05), key=lambda r: r["seconds"], default=None
     )
-    verdict = "yes" if best["interval"][0] > floor["interval"][1] else "unclear"
-    if best["testing_accuracy"] <= floor["accuracy"]:
-        verdict = "no"
+    verdict = "yes" if test["p"] < 0.05 else "unclear"
     return {
-        "verdict": verdict,
+        "verdict": verdict if gain > 0 else "no",
         "best": best["label"],
-        "baseline": floor["distance"],
-        "gain": best["testing_accuracy"] - floor["accuracy"],
+        "baseline": lowest.removeprefix("mean image, "),
+        "gain": gain,
+        "against_baseline": test,
         "cheaper_and_as_good": cheapest and {k: cheapest[k] for k in ("label", "won", "lost", "p")},
     }
 
@@ -298,18 +330,29 @@ def readable(text: str) -> str:
     )
 
 
+def moment(started: str) -> str:
+    """2026-11-23T16:21:46+00:00 -> "2026-11-23 16:21 UTC"."""
+    return readable(f"{started[:16].replace('T', ' ')} UTC")
+
+
 def luck(test: dict[str, Any]) -> str:
     """What a paired test says, in words."""
     if test["won"] + test["lost"] == 0:
         return "Both answer every image alike."
     if test["p"] < 0.001:
         chance = "less than once in 1,000 times"
+    elif test["p"] < 0.01:
+        chance = f"about {_times(1000 * test['p'])} in 1,000"
     else:
-        chance = f"about {max(1, round(100 * test['p']))} times in 100"
+        chance = f"about {_times(100 * test['p'])} in 100"
     odds = f"Luck alone would split them at least this unevenly {chance}"
     if test["p"] >= 0.05:
         return f"{odds}: no difference that can be told from luck."
     return f"{odds}: a real step {'up' if test['won'] > test['lost'] else 'down'}."
+
+
+def _times(number: float) -> str:
+    return "once" if round(number) == 1 else f"{round(number)} times"
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -324,28 +367,28 @@ def markdown(results: dict[str, Any]) -> str:
         lines += ["**Validated on the testing images: the accuracies may flatter.**", ""]
     ladder = [["random", percent(results["random_baseline"]), "", ""]]
     ladder += [
-        [f"mean image, {b['distance']}", percent(b["accuracy"]), _interval(b["interval"]), ""]
+        [f"mean image, {b['distance']}", percent(b["accuracy"]), span(b["interval"]), ""]
         for b in results["baselines"]
     ]
     ladder += [
         [
             r["label"],
             percent(r["testing_accuracy"]),
-            _interval(r["interval"]),
+            span(r["interval"]),
             pictures.duration(r["seconds"]) + (" (cached)" if r["cached"] else ""),
         ]
         for r in results["rungs"]
     ]
-    lines += _table(["rung", "testing accuracy", "95 % interval", "training time"], ladder)
+    lines += table(["rung", "testing accuracy", "95 % interval", "training time"], ladder)
     distances = [b["distance"] for b in results["baselines"]]
     shares = zip(*(b["per_class"] for b in results["baselines"]), strict=True)
     lines += ["", "## Nearest mean image, class by class", ""]
-    lines += _table(
+    lines += table(
         ["class", *distances],
         [[name, *map(percent, row)] for name, row in zip(data["classes"], shares, strict=True)],
     )
     lines += ["", "## What ran", ""]
-    lines += _table(
+    lines += table(
         ["stage", "state", "why", "time"],
         [
             [s["stage"], s["state"], "; ".join(s["why"]), pictures.duration(s["seconds"])]
@@ -355,7 +398,8 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table, whatever its cells hold."""
     rule = "|" + " --- |" * len(head)
     return (
         ["| " + " | ".join(map(_cell, row)) + " |" for row in [head]]
@@ -369,7 +413,8 @@ def _cell(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(readable(text)))
 
 
-def _interval(interval: list[float]) -> str:
+def span(interval: list[float]) -> str:
+    """[0.9445, 0.9531] -> "94.45 to 95.31 %"."""
     return f"{100 * interval[0]:.2f} to {percent(interval[1])}"
 
 
@@ -383,32 +428,51 @@ def page(results: dict[str, Any], shown: dict[str, Any]) -> str:
     floors |= {f"mean image, {b['distance']}": b["accuracy"] for b in results["baselines"]}
     best = [r["label"] for r in rungs].index(results["answer"]["best"]) if rungs else 0
     images = data["images"]
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template.filters.update(
-        name=readable,
-        percent=percent,
-        interval=_interval,
-        duration=pictures.duration,
-        luck=luck,
-        heat=_heat,
-    )
-    return template.from_string(TEMPLATE).render(
+    short = _short([rung["label"] for rung in rungs])
+    brief = [rung | {"label": short[rung["label"]]} for rung in rungs]
+    return template(TEMPLATE).render(
         results,
         shown=shown,
+        short=short,
         best=best,
         hardest=_hardest(rungs),
         tall=max(map(len, data["classes"])) > 4,
         plots={
             size: {
-                "ladder": Markup(pictures.ladder(rungs, floors, best, images["testing"], width)),
+                "ladder": Markup(pictures.ladder(brief, floors, best, images["testing"], width)),
                 "curves": Markup(pictures.curves(rungs, images["validation"], width)),
             }
             for size, width in (("wide", 860), ("narrow", 350))
             if rungs
         },
     )
+
+
+def template(text: str) -> jinja2.Template:
+    """A template of HTML: whatever is put into it is escaped, `|name` for names from outside."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        name=readable,
+        percent=percent,
+        interval=span,
+        duration=pictures.duration,
+        luck=luck,
+        heat=_heat,
+        moment=moment,
+    )
+    return environment.from_string(text)
+
+
+def _short(labels: list[str]) -> dict[str, str]:
+    """Labels without their last part where all share it: one seed for all tells nothing apart."""
+    parts = [label.rpartition(", ") for label in labels]
+    shared = len({end for _, _, end in parts}) == 1 and all(start for start, _, _ in parts)
+    return {
+        label: start if shared else label
+        for label, (start, _, _) in zip(labels, parts, strict=True)
+    }
 
 
 def _heat(confusion: list[list[int]]) -> list[list[int]]:

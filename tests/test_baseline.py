@@ -50,6 +50,8 @@ def test_accuracy_weighs_images_and_the_posts_figure_weighs_classes() -> None:
     assert result["per_class"] == [1.0, 0.5]
     assert result["accuracy"] == 4 / 5
     assert result["mean_of_classes"] == 0.75
+    assert result["said"].tolist() == [0, 0, 0, 1, 0]
+    assert result["said"].dtype == torch.int32
 
 
 def test_images_of_another_shape_are_named_instead_of_broadcast() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
+import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,10 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks import decode as chapter
+from tasks import scan as scanning
 from tasks.caching.stage import Run
 from tasks.caching.store import LadderError, Stack
 from tasks.decode import PLAIN_FILES, decode_rows
-from tasks.scan import Files
+from tasks.scan import Files, Listing
 
 decode = chapter.decode.fn
 HERE = Path("training/7")
@@ -427,3 +432,189 @@ def test_a_file_that_changed_since_the_scan_is_an_error(
     act(tmp_path / "3.png")
     with pytest.raises(LadderError, match=f"3.png {says}"):
         decode(files)
+
+
+# Only what is new
+
+
+class Memory:
+    """Decodes folders as the engine has it done, with the earlier results at hand, newest first."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.results: list[tuple[list[str], Stack]] = []
+        self.looks = 0
+        self.read: list[str] = []  # names of the files that the last call read
+
+    def earlier(self, *path: str) -> Iterator[tuple[Any, Any]]:
+        """What Run.earlier gives; counts how much of it is taken."""
+        assert path == ("inputs", "files")
+        for result in self.results:
+            self.looks += 1
+            yield result
+
+    def decode(self, files: Files, size: tuple[int, int] | None = None) -> Stack:
+        """The stack, remembered for later calls."""
+        self.read, self.looks = [], 0
+        read_files = scanning.read_files
+
+        def spy(folder: Path, names: Iterable[str]) -> Iterator[bytes]:
+            self.read += names
+            return read_files(folder, names)
+
+        with mock.patch.object(chapter, "read_files", spy):
+            stack = decode(files, size, run=Run(cache=self.root, earlier=self.earlier))
+        listing = scanning._write_listing(self.root, Listing(files.names, files.digests))
+        self.results.insert(0, ([listing], stack))
+        return stack
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Memory:
+    return Memory(tmp_path / "cache")
+
+
+def assert_equal(stack: Stack, expected: Stack) -> None:
+    assert stack.names == expected.names
+    assert stack.images.dtype == expected.images.dtype
+    assert torch.equal(stack.images, expected.images)
+    assert stack.digests.dtype == np.uint8
+    np.testing.assert_array_equal(stack.digests, expected.digests)
+
+
+@functools.cache
+def tiny(seed: int) -> bytes:
+    return saved(noise(3, 2, seed=seed))
+
+
+def test_only_new_and_changed_files_are_read(tmp_path: Path, memory: Memory) -> None:
+    data = {f"{i:03d}.png": tiny(i) for i in range(100)}
+    memory.decode(files_of(tmp_path / "7", data))
+    assert len(memory.read) == 100
+    data |= {"005.png": tiny(500), "0055.png": tiny(501)}
+    del data["090.png"]
+    files = files_of(tmp_path / "7", data)
+    stack = memory.decode(files)
+    assert memory.read == ["005.png", "0055.png"]
+    assert_equal(stack, decode(files))
+
+
+def test_moved_renamed_and_copied_files_are_not_read(tmp_path: Path, memory: Memory) -> None:
+    """From another class, another dataset, or under another name in the same folder."""
+    threes = {f"{i}.png": tiny(i) for i in range(10)}
+    sevens = {f"{i}.png": tiny(i) for i in range(100, 110)}
+    for name, data in (("3", threes), ("7", sevens)):
+        memory.decode(files_of(tmp_path / name, data))
+    sevens |= {"new.png": threes["4.png"], "copy.png": threes["4.png"], "r.png": sevens["104.png"]}
+    del sevens["104.png"]
+    files = files_of(tmp_path / "7", sevens)
+    stack = memory.decode(files)
+    assert memory.read == []
+    assert_equal(stack, decode(files))
+
+
+def test_no_further_result_is_looked_into_than_needed(tmp_path: Path, memory: Memory) -> None:
+    for i in range(5):
+        memory.decode(files_of(tmp_path / str(i), {"a.png": tiny(i), "b.png": tiny(i + 50)}))
+    memory.decode(files_of(tmp_path / "x", {"y.png": tiny(3), "z.png": tiny(54)}))
+    assert (memory.read, memory.looks) == ([], 2)
+    memory.decode(files_of(tmp_path / "n", {"y.png": tiny(99)}))
+    assert (memory.read, memory.looks) == (["y.png"], 6)
+
+
+def test_a_long_history_costs_no_more_than_a_few_looks(
+    tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chapter, "LOOKS", 3)
+    for i in range(5):
+        memory.decode(files_of(tmp_path / str(i), {"a.png": tiny(i)}))
+    memory.decode(files_of(tmp_path / "x", {"y.png": tiny(0)}))
+    assert (memory.read, memory.looks) == (["y.png"], 3)
+
+
+@pytest.mark.parametrize("lost", ["missing", "damaged"])
+def test_a_lost_listing_only_costs_time(tmp_path: Path, memory: Memory, lost: str) -> None:
+    files = files_of(tmp_path / "7", {"a.png": tiny(1)})
+    expected = memory.decode(files)
+    (listing,) = (memory.root / "listings").iterdir()
+    if lost == "missing":
+        listing.unlink()
+    else:
+        listing.write_bytes(listing.read_bytes().replace(b"a.png", b"b.png"))
+    assert_equal(memory.decode(files), expected)
+    assert memory.read == ["a.png"]
+
+
+@pytest.mark.parametrize("odd", [noise(5, 6), noise(6, 5, 3)])
+def test_a_known_file_unlike_the_others_is_still_named(
+    tmp_path: Path, memory: Memory, odd: np.ndarray
+) -> None:
+    """Whether the others are known or new, and whichever comes first."""
+    memory.decode(files_of(tmp_path / "odd", {"o.png": saved(odd)}))
+    data = {"a.png": PLAIN, "b.png": PLAIN, "o.png": saved(odd)}
+    says = r"mixed/o.png is . x . \w+ among images of 6 x 5 greyscale"
+    with pytest.raises(LadderError, match=says):
+        memory.decode(files_of(tmp_path / "mixed", data))
+    memory.decode(files_of(tmp_path / "plain", {"a.png": PLAIN}))
+    with pytest.raises(LadderError, match=says):
+        memory.decode(files_of(tmp_path / "mixed", data))
+
+
+def test_a_new_file_among_known_ones_is_checked_as_ever(tmp_path: Path, memory: Memory) -> None:
+    memory.decode(files_of(tmp_path, {"a.png": PLAIN}))
+    with pytest.raises(LadderError, match=r"b.png is damaged"):
+        memory.decode(files_of(tmp_path, {"a.png": PLAIN, "b.png": PLAIN[:-1]}))
+    files = files_of(tmp_path, {"a.png": PLAIN, "b.png": tiny(1)})
+    change(tmp_path / "b.png")
+    with pytest.raises(LadderError, match=r"b.png changed while it was read"):
+        memory.decode(files)
+
+
+@pytest.mark.parametrize("copies", [1, PLAIN_FILES])
+def test_known_bytes_under_a_wrong_suffix_are_refused_as_ever(
+    tmp_path: Path, memory: Memory, copies: int
+) -> None:
+    data = {f"{i:02d}.png": tiny(i) for i in range(copies)}
+    memory.decode(files_of(tmp_path / "before", data))
+    data["x.jpg"] = data.pop("00.png")
+    files = files_of(tmp_path / "after", data)
+    for attempt in (decode, memory.decode):
+        with pytest.raises(LadderError, match=r"after/x.jpg is a PNG: rename it to .png"):
+            attempt(files)
+
+
+ACT = st.tuples(
+    st.sampled_from(["add", "change", "remove", "move", "copy"]),
+    st.sampled_from(["3", "7"]),
+    st.integers(0, 9),  # which file
+    st.integers(0, 15),  # which image, out of few so that the same bytes come again
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ACT, max_size=12), st.sampled_from([None, (2, 2)]))
+def test_any_history_gives_what_decoding_from_nothing_gives(
+    acts: list[tuple[str, str, int, int]], size: tuple[int, int] | None
+) -> None:
+    """Names, order, pixels and digests, and only bytes that were never seen are read."""
+    folders = {name: {f"{i}.png": tiny(i) for i in range(4)} for name in ("3", "7")}
+    seen: set[bytes] = set()
+    with tempfile.TemporaryDirectory() as root:
+        memory = Memory(Path(root) / "cache")
+        for act, here, which, image in [("add", "3", 0, 0), *acts]:
+            files, name = folders[here], f"{which}.png"
+            if act in ("add", "change"):
+                files[name] = tiny(image)
+            elif name in files and len(files) > 1:
+                other = folders["3" if here == "7" else "7"]
+                if act in ("move", "copy"):
+                    other[f"{image}.png"] = files[name]
+                if act != "copy":
+                    del files[name]
+            for label, data in folders.items():
+                found = files_of(Path(root) / label, data)
+                stack = memory.decode(found, size)
+                new = [n for n in found.names if hashlib.sha256(data[n]).digest() not in seen]
+                assert memory.read == new
+                assert_equal(stack, decode(found, size))
+                seen |= {hashlib.sha256(each).digest() for each in data.values()}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tasks.caching import fingerprint as fp
-from tasks.caching.store import LadderError
+from tasks.caching.stage import stage
+from tasks.caching.store import LadderError, Stack, digest_of
 
 HELPERS = '''
 """Helpers."""
@@ -197,10 +198,10 @@ def project(
         module = importlib.import_module("fpchapter")
         settings = sys.modules["fphelpers"].Settings()
         found = {}
-        for stage, arguments in STAGES.items():
-            given = {"x": 1, **arguments, **({"settings": settings} if stage == "method" else {})}
-            function = getattr(module, stage.split()[0])
-            found[stage] = fp.fingerprint(function, given).code
+        for name, arguments in STAGES.items():
+            given = {"x": 1, **arguments, **({"settings": settings} if name == "method" else {})}
+            function = getattr(module, name.split()[0])
+            found[name] = fp.fingerprint(function, given).code
         return found
 
     def forget() -> None:
@@ -221,6 +222,206 @@ def test_an_edit_reaches_exactly_the_stages_it_can(project, edit) -> None:
     after = project(HELPERS.replace(old, new), CHAPTER)
     changed = {name.replace(" ", "_") for name in STAGES if before[name] != after[name]}
     assert changed == set(expected.split())
+
+
+PACKAGE = {
+    "__init__.py": "from .a import low as relow\nfrom fpp import sub\n",
+    "a.py": "def low(x): return x + 1\n\ndef other(x): return x - 1\n\nK = 3\nFAST = True\n",
+    "sub/__init__.py": "from ..a import low\nfrom .deep import f as ref\n",
+    "sub/deep.py": """
+from . import low
+from ..a import K
+def f(x): return low(x) + K
+class C:
+    @staticmethod
+    def s(x): return f(x)
+""",
+}
+
+# the stage's module, and whether an edit of fpp.a.low reaches the stage `go(x)`
+ODD = {
+    "a name re-exported by a package": "from fpp import relow\ndef go(x): return relow(x)",
+    "an attribute of a package": "import fpp\ndef go(x): return fpp.relow(x)",
+    "a chain of packages": "import fpp.sub.deep\ndef go(x): return fpp.sub.deep.C.s(x)",
+    "a package's own relative import": "from fpp.sub import ref\ndef go(x): return ref(x)",
+    "a submodule's alias": "from fpp.sub import deep as d\ndef go(x): return d.f(x)",
+    "an import in a function": "def go(x):\n    from fpp.sub.deep import f\n    return f(x)",
+    "a module imported in a function": "def go(x):\n    import fpp.a as m\n    return m.low(x)",
+    "a lambda as default": "from fpp.a import low\ndef go(x, g=lambda y: low(y)): return g(x)",
+    "a keyword's default": "from fpp.a import low\ndef go(x, *, y=low(1)): return y",
+    "a partial": (
+        "import functools\nfrom fpp.a import low\n"
+        "P = functools.partial(low, 2)\ndef go(x): return P()"
+    ),
+    "a closure made at module level": (
+        "from fpp.a import low\ndef make(n):\n    def inner(x): return low(x) * n\n"
+        "    return inner\nP = make(3)\ndef go(x): return P(x)"
+    ),
+    "a class decorator": (
+        "from fpp.a import low\ndef deco(cls):\n    cls.z = low(1)\n    return cls\n"
+        "@deco\nclass C:\n    pass\ndef go(x): return C().z"
+    ),
+    "a method overridden in a subclass": (
+        "from fpp.a import low\nclass B:\n    def run(self): return self.hook()\n"
+        "class S(B):\n    def hook(self): return low(1)\nOBJ = S()\ndef go(x): return OBJ.run()"
+    ),
+    "an instance's special method": (
+        "from fpp.a import low\nclass V:\n    def __add__(self, x): return low(x)\n"
+        "x = V()\ndef go(x): return x + 1"
+    ),
+    "a property by getattr": (
+        "from fpp.a import low\nclass V:\n    @property\n    def p(self): return low(1)\n"
+        "x = V()\ndef go(x): return getattr(x, 'p')"
+    ),
+    "a class body that shadows a name": (
+        "from fpp.a import low\nclass C:\n    low = staticmethod(low)\ndef go(x): return C.low(x)"
+    ),
+    "either import of a condition": (
+        "from fpp.a import FAST\nif FAST:\n    from fpp.a import low as f\n"
+        "else:\n    from fpp.a import other as f\ndef go(x): return f(x)"
+    ),
+    "the first import that works": (
+        "try:\n    from fpp.a import low as f\nexcept ImportError:\n    from math import log as f\n"
+        "def go(x): return f(x)"
+    ),
+    "names unpacked": ("from fpp.a import low, other\nA, B = low, other\ndef go(x): return A(x)"),
+    "an object in a match": (
+        "from fpp.a import low\nclass C:\n    k = low(1)\n"
+        "def go(x):\n    match x:\n        case C(): return 1"
+    ),
+    "a cached function": (
+        "import functools\nfrom fpp.a import low\n@functools.cache\ndef c(x): return low(x)\n"
+        "def go(x): return c(x)"
+    ),
+    "a comprehension": "from fpp.a import low\ndef go(x): return [low(i) for i in range(x)]",
+    "one method's own import of a name": (
+        "from fpp.a import low as f\nclass C:\n    def a(self):\n"
+        "        from fpp.a import other as f\n        return f(1)\n"
+        "    def b(self): return f(1)\ndef go(x): return C().b()"
+    ),
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict]]:
+    """A package `fpp`, edited, and a stage's module; gives the code its `go` reaches."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.split(".")[0] in ("fpp", "fpstage")]:
+            del sys.modules[name]
+        for cached in (fp._module, fp._reach, fp._is_ours, fp._is_module):
+            cached.cache_clear()
+
+    def load(stage: str, old: str = "", new: str = "") -> dict[str, str]:
+        forget()
+        for name, source in PACKAGE.items():
+            path = tmp_path / "fpp" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source.replace(old, new) if old else source)
+        (tmp_path / "fpstage.py").write_text(stage)
+        importlib.invalidate_caches()
+        module = importlib.import_module("fpstage")
+        fp.check(module.go)
+        return fp.fingerprint(module.go, {"x": getattr(module, "x", 1)}).code
+
+    yield load
+    forget()
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_helper_is_reached_through(package, kind: str) -> None:
+    """Whatever way its name took, an edit of `low` changes the key, and one beside it does not."""
+    source = ODD[kind]
+    before = package(source)
+    assert package(source, "return x + 1", "return x + 2") != before
+    assert package(source, "K = 3", "K = 3  # and no more") == before
+    assert package(source, "FAST = True", "FAST = True\nUNUSED = 1") == before
+
+
+def test_the_condition_of_an_import_counts(package) -> None:
+    source = ODD["either import of a condition"]
+    assert package(source) != package(source, "FAST = True", "FAST = False")
+
+
+def test_the_versions_of_either_import_count(package) -> None:
+    package("try:\n    import numpy as xp\nexcept ImportError:\n    import math as xp\n"
+            "def go(x): return xp.sqrt(x)")  # fmt: skip
+    found = fp.fingerprint(sys.modules["fpstage"].go, {"x": 1})
+    assert set(found.versions) == {"python", "numpy"}
+
+
+def test_a_function_replaced_at_run_time_is_refused(package, monkeypatch) -> None:
+    package("def low(x): return x\ndef go(x): return low(x)")
+    module = sys.modules["fpstage"]
+    monkeypatch.setattr(module, "low", sys.modules["fpstage"].__loader__.get_code)
+    with pytest.raises(LadderError, match=r"fpstage\.low was replaced at run time"):
+        fp.fingerprint(module.go, {"x": 1})
+
+
+def test_a_constant_replaced_at_run_time_has_another_key(package, monkeypatch) -> None:
+    before = package("K = 1\ndef go(x): return K")
+    module = sys.modules["fpstage"]
+    monkeypatch.setattr(module, "K", 2)
+    assert fp.fingerprint(module.go, {"x": 1}).code != before
+
+
+# Golden keys
+
+
+@stage
+def golden(stack: Stack, rate: float, names: list[str], table: dict[str, int]) -> float:
+    """Any docstring."""
+    return halved(rate)  # any comment
+
+
+def halved(rate: float) -> float:
+    return rate / 2
+
+
+class Pixels:
+    """A reference, as decode's."""
+
+    digest = "12" * 32
+    label = "decode[training/7]"
+
+    def load(self, root: Path) -> None:
+        """Nothing."""
+
+
+def test_the_format_of_keys_is_as_it_was() -> None:
+    """Change it on purpose only: all that anyone has stored is computed again.
+
+    The key holds Python's version, so that the one written out here is for 3.11's.
+    """
+    arguments = {"stack": Pixels(), "rate": 0.1, "names": ["ü"], "table": {"b": 1, "a": 2}}
+    look = golden.look(arguments)
+    assert look.names == {"stack": ["decode[training/7]"], "rate": [], "names": [], "table": []}
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    expected = {
+        "format": 1,
+        "stage": "golden",
+        "code": GOLDEN_CODE,
+        "versions": {"python": python},
+        "parameters": {
+            "stack": None,
+            "rate": 0.1,
+            "names": ["ü"],
+            "table": [["b", 1], ["a", 2]],
+        },
+        "inputs": {"stack": ["12" * 32], "rate": [], "names": [], "table": []},
+    }
+    assert look.ingredients == expected
+    assert look.key == digest_of(expected)
+    assert digest_of({**expected, "versions": {"python": "3.11"}}) == GOLDEN_KEY
+
+
+GOLDEN_CODE = {
+    "test_fingerprint.golden": "f347b939164edee3",
+    "test_fingerprint.halved": "de4ae3820361ae19",
+}
+GOLDEN_KEY = "f4a78cbd00adc449375413dc2f54a89b7c5d4b0f84f2e15df8dd8bf4f33d4a36"
 
 
 def test_reordering_the_imports_of_a_stage_changes_nothing(project) -> None:
@@ -249,6 +450,13 @@ def test_versions_enter_only_where_the_code_imports_the_distribution(project) ->
         ("return h", "used as a value"),
         ("return nowhere(x)", "names `nowhere`, which the module does not define"),
         ("return h.nowhere(x)", "`nowhere` is not defined there"),
+        ("global TEXT\n    return 1", "fpchapter.py:{line}: `global TEXT` cannot be followed"),
+        ("return map(getattr, x)", "fpchapter.py:{line}: `getattr` cannot be followed"),
+        ("return plain.__globals__[x]", "`plain.__globals__` cannot be followed"),
+        ("return plain.__doc__", "`plain.__doc__` cannot be followed"),
+        ("return Form.__subclasses__()", "`Form.__subclasses__` cannot be followed"),
+        ("import sys\n    return sys.modules[x]", "`sys.modules` cannot be followed"),
+        ("from importlib import import_module as f\n    return f(x)", "cannot be followed"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_with_its_line(project, body, complaint) -> None:

@@ -134,7 +134,17 @@ def climb(
             torch.from_numpy(s.images.numpy().mean(0, dtype=np.float32) / 255) for s in training
         ],
         "baselines": [
-            {"distance": d, "accuracy": 0.4, "per_class": [0.4] * len(classes)}
+            {
+                "distance": d,
+                "accuracy": 0.4,
+                "per_class": [0.4] * len(classes),
+                "said": torch.cat(
+                    [
+                        torch.tensor([i] * 16 + [(i + 1) % len(classes)] * 24)
+                        for i in range(len(classes))
+                    ]
+                ).int(),
+            }
             for d in ("mae", "mse")
         ],
         "rungs": rungs,
@@ -211,6 +221,7 @@ def test_results(results: dict) -> None:
         "classes": TAME,
         "images": {"training": 30, "validation": 6, "testing": 120},
         "shape": [6, 5],
+        "testing_digest": results["dataset"]["testing_digest"],
     }
     assert results["random_baseline"] == 1 / 3
     assert [b["distance"] for b in results["baselines"]] == ["mae", "mse"]
@@ -219,7 +230,10 @@ def test_results(results: dict) -> None:
     assert (second["seconds"], second["cached"]) == (0.0, False)  # nothing is known of it
     assert first["recipe"]["model"] == "linear"
     assert first["recipe"]["seed"] == 0
-    assert first["against_below"] is None
+    assert first["against_below"]["below"] == "mean image, mae"
+    assert (first["against_below"]["won"], first["against_below"]["lost"]) == (28, 16)
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(second["right"]), np.uint8))
+    assert bits.sum() == 108
     assert (second["against_below"]["won"], second["against_below"]["lost"]) == (48, 0)
     assert results["answer"]["best"] == second["label"]
     assert results["answer"]["verdict"] == "yes"
@@ -231,7 +245,7 @@ def test_results(results: dict) -> None:
 
 @pytest.mark.parametrize(("right", "verdict"), [(0.3, "no"), (0.45, "unclear"), (0.9, "yes")])
 def test_verdict(right: float, verdict: str) -> None:
-    """Machine learning is worth it when the intervals part, not when a rung is just ahead."""
+    """Machine learning is worth it when luck can be ruled out, not when a rung is just ahead."""
     made = climb(rights=(right,))
     assert json.loads(made["results.json"])["answer"]["verdict"] == verdict
 
@@ -377,6 +391,7 @@ def test_nothing_leaves_the_file(made: dict[str, bytes]) -> None:
             assert str(attributes[key]).startswith(("data:image/png;base64,", "#"))
     assert all(target.startswith("#") for target in re.findall(r"url\([\"']?([^)]*)", text))
     assert "@import" not in text
+    assert "default-src 'none'; img-src data:" in text
 
 
 def test_fragments_have_one_target(made: dict[str, bytes]) -> None:

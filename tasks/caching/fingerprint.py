@@ -30,6 +30,8 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from tasks.caching.plan import is_input
 from tasks.caching.store import LadderError, digest_of
 
@@ -37,6 +39,17 @@ ENGINE = "tasks.caching"
 _OWN = ("tasks", "flows")
 _OPAQUE = {"eval", "exec", "compile", "globals", "locals", "vars", "__import__"}
 _DYNAMIC = {"getattr", "setattr", "delattr"}
+# Code that reaches other code by these, or reads what is not fingerprinted.
+_HIDDEN = {
+    "__dict__",
+    "__doc__",
+    "__annotations__",
+    "__globals__",
+    "__subclasses__",
+    "import_module",
+}
+_LOADERS = {"importlib.import_module", "importlib.reload", "sys.modules", "builtins.__import__",
+            "builtins.eval", "builtins.exec"}  # fmt: skip
 
 
 class Unit(NamedTuple):
@@ -103,6 +116,9 @@ def fingerprint(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Fingerp
 
 def check(fn: Callable[..., Any]) -> None:
     """Refuse, when a stage is defined, what cannot be followed from it.  Raises LadderError."""
+    if "<locals>" in fn.__qualname__:
+        raise LadderError(f"{fn.__module__}: the stage {fn.__name__} is defined in a function, "
+                          "where its process cannot find it; move it to module level")  # fmt: skip
     parameters = tuple(inspect.signature(fn).parameters)
     start = Unit(fn.__module__, fn.__qualname__)
     seen: set[Unit] = set()
@@ -119,13 +135,16 @@ def check(fn: Callable[..., Any]) -> None:
 # Modules
 
 
+Imports = dict[str, set[tuple[str, str]]]  # name -> each (module, attribute or "") it may come from
+
+
 class _Module(NamedTuple):
     name: str
     path: str
     tree: ast.Module
     code: CodeType
     bindings: dict[str, list[ast.stmt]]  # name -> the top-level statements that make or change it
-    imports: dict[str, tuple[str, str]]  # name -> (module, attribute or "")
+    imports: Imports
 
 
 @functools.cache
@@ -134,10 +153,10 @@ def _module(name: str) -> _Module:
     source = Path(path).read_bytes()
     tree = ast.parse(source, path)
     bindings: dict[str, list[ast.stmt]] = {}
-    imports: dict[str, tuple[str, str]] = {}
+    imports: Imports = {}
     for statement in tree.body:
         for node in _import_nodes(statement):
-            imports |= _imported(node, name, path)
+            _add(imports, _imported(node, name, path))
     for statement in tree.body:
         for bound in _touched(statement):
             bindings.setdefault(bound, []).append(statement)
@@ -192,12 +211,20 @@ def _imported(
         }
     source = node.module or ""
     if node.level:
-        package = module.rsplit(".", node.level)[0]
+        # A package's own module counts as one of its modules.
+        inner = f"{module}." if Path(path).name == "__init__.py" else module
+        package = inner.rsplit(".", node.level)[0]
         source = f"{package}.{source}" if source else package
     if any(alias.name == "*" for alias in node.names):
         raise LadderError(f"{path}:{node.lineno}: `from {source} import *` cannot be followed; "
                           "import the names it uses")  # fmt: skip
     return {alias.asname or alias.name: (source, alias.name) for alias in node.names}
+
+
+def _add(imports: Imports, more: dict[str, tuple[str, str]]) -> None:
+    """A name that several imports bind, as in `try: ... except ImportError:`, may be any."""
+    for name, source in more.items():
+        imports[name] = imports.get(name, set()) | {source}
 
 
 def _touched(statement: ast.stmt) -> set[str]:
@@ -214,12 +241,16 @@ def _touched(statement: ast.stmt) -> set[str]:
         case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
             return set()  # the script's entry is no part of the module
     # Anything else, such as a loop that fills a dict, may change all it names.
-    defined = {
-        node.name
-        for node in ast.walk(statement)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    }
-    return defined | {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    found = set()
+    for node in ast.walk(statement):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found.add(name)
+            case ast.ClassDef(name=name) | ast.Name(id=name):
+                found.add(name)
+    for conditional in _import_nodes(statement):
+        found |= {each.asname or each.name.partition(".")[0] for each in conditional.names}
+    return found
 
 
 # Units
@@ -231,18 +262,21 @@ def _reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
     nodes = _nodes(module, unit)
     statements = [_cleaned(node) for node in nodes]
     text = "\n".join(ast.unparse(statement) for statement in statements)
-    names, imports = _global_names(text), dict(module.imports)
+    names = _global_names(text, {*module.bindings, *module.imports})
+    for original in nodes:
+        _refuse_opaque(original, names, module)
+    local: Imports = {}
+    for node in (node for statement in statements for node in ast.walk(statement)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            _add(local, _imported(node, unit.module, module.path))
+    names |= set(local)
+    imports = {  # of several methods one may mean the module's name, another its own
+        name: module.imports.get(name, set()) | local.get(name, set())
+        for name in {*module.imports, *local}
+    }
     units: set[Unit] = set()
     packages: set[str] = set()
     choices: set[Choice] = set()
-    for original in nodes:
-        _refuse_opaque(original, names, module)
-    for statement in statements:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                local = _imported(node, unit.module, module.path)
-                imports |= local
-                names |= set(local)
     chosen = _choices(statements, module, imports, parameters)
     for name in sorted(names):
         if name in chosen:
@@ -260,10 +294,10 @@ def _reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
             raise LadderError(f"{module.path}: {unit.name} names `{name}`, which the module does "
                               "not define, so it cannot be followed")  # fmt: skip
     attributes = {
-        node.attr
+        attribute
         for statement in statements
         for node in ast.walk(statement)
-        if isinstance(node, ast.Attribute)
+        for attribute in _mentioned(node)
     }
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return Reach(
@@ -273,6 +307,15 @@ def _reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
         frozenset(choices),
         frozenset(attributes),
     )
+
+
+def _mentioned(node: ast.AST) -> Iterator[str]:
+    """The attribute that an expression reads, also by `getattr` with the name written out."""
+    match node:
+        case ast.Attribute(attr=name):
+            yield name
+        case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), *_]):
+            yield name
 
 
 def _nodes(module: _Module, unit: Unit) -> list[ast.stmt]:
@@ -353,7 +396,7 @@ def _cleaned(node: ast.stmt) -> Any:
     return ast.fix_missing_locations(cleaned)
 
 
-def _global_names(text: str) -> set[str]:
+def _global_names(text: str, module: set[str]) -> set[str]:
     """The names that a piece of module-level code takes from its module, by Python's own rules."""
     top = symtable.symtable(text, "<unit>", "exec")
     names = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
@@ -362,18 +405,33 @@ def _global_names(text: str) -> set[str]:
         table = tables.pop()
         tables += table.get_children()
         names |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+        if table.get_type() == "class":  # its body may read a module's name before it binds it
+            names |= module & {each.get_name() for each in table.get_symbols()}
     return names
 
 
 def _refuse_opaque(statement: ast.stmt, names: set[str], module: _Module) -> None:
+    named: set[ast.AST] = set()  # `getattr` where the attribute is written out
     for node in ast.walk(statement):
-        if isinstance(node, ast.Name) and node.id in _OPAQUE & names - set(module.bindings):
-            _refuse(f"`{node.id}`", module, node.lineno)
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            computed = called in _DYNAMIC and not isinstance(node.args[1], ast.Constant)
-            if computed or called.endswith("import_module"):
+        match node:
+            case ast.Global():
                 _refuse(f"`{ast.unparse(node)}`", module, node.lineno)
+            case ast.Call(func=ast.Name(id=name) as function, args=[_, ast.Constant(), *_]):
+                named.add(function)
+            case ast.Call(func=ast.Name(id=name)) if name in _DYNAMIC:
+                _refuse(f"`{ast.unparse(node)}`", module, node.lineno)
+            case ast.Name(id=name) if name in names and name not in module.bindings:
+                sources = {f"{source}.{name}" for source, name in module.imports.get(name, ())}
+                computed = name in _DYNAMIC and node not in named
+                if name in _OPAQUE or sources & _LOADERS or computed:
+                    _refuse(f"`{name}`", module, node.lineno)
+            case ast.Attribute(attr=attribute):
+                if attribute in _HIDDEN or ast.unparse(node) in _LOADERS:
+                    _refuse(f"`{ast.unparse(node)}`", module, node.lineno)
+            case ast.ImportFrom(module=source, names=names_):
+                for each in names_:
+                    if f"{source}.{each.name}" in _LOADERS:
+                        _refuse(f"`{ast.unparse(node)}`", module, node.lineno)
 
 
 def _refuse(what: str, module: _Module, line: int) -> None:
@@ -382,10 +440,16 @@ def _refuse(what: str, module: _Module, line: int) -> None:
 
 
 def _follow(
-    name: str, imported: tuple[str, str], statements: list[ast.stmt], module: _Module
+    name: str, sources: set[tuple[str, str]], statements: list[ast.stmt], module: _Module
 ) -> Iterator[Unit | str]:
-    """Where an imported name leads: project units, or a package of others."""
-    source, attribute = imported
+    """Where an imported name leads: project units, or packages of others."""
+    for source, attribute in sources:
+        yield from _follow_one(name, source, attribute, statements, module)
+
+
+def _follow_one(
+    name: str, source: str, attribute: str, statements: list[ast.stmt], module: _Module
+) -> Iterator[Unit | str]:
     if not _is_ours(source):
         yield source.partition(".")[0]
         return
@@ -415,11 +479,11 @@ def _unit(source: str, attribute: str) -> Iterator[Unit | str]:
     if attribute in module.bindings:
         yield Unit(source, attribute)
     elif attribute in module.imports:
-        further, name = module.imports[attribute]
-        if not _is_ours(further):
-            yield further.partition(".")[0]
-        elif name and not _in_engine(f"{further}.{name}"):
-            yield from _unit(further, name)
+        for further, name in module.imports[attribute]:
+            if not _is_ours(further):
+                yield further.partition(".")[0]
+            elif name and not _in_engine(f"{further}.{name}"):
+                yield from _unit(further, name)
     else:
         raise LadderError(f"{module.path}: `{attribute}` is not defined there, so it cannot be "
                           "followed")  # fmt: skip
@@ -461,7 +525,7 @@ def _chains(statement: ast.AST, name: str) -> Iterator[tuple[str, ...]]:
 def _choices(
     statements: list[ast.stmt],
     module: _Module,
-    imports: dict[str, tuple[str, str]],
+    imports: Imports,
     parameters: tuple[str, ...],
 ) -> dict[str, set[Choice]]:
     """Registries whose every use here is a subscript by a parameter: name -> the choices."""
@@ -486,8 +550,10 @@ def _choices(
     }
 
 
-def _registry(name: str, module: _Module, imports: dict[str, tuple[str, str]]) -> Unit | None:
-    source, attribute = imports.get(name, (module.name, name))
+def _registry(name: str, module: _Module, imports: Imports) -> Unit | None:
+    (source, attribute), *others = imports.get(name, {(module.name, name)})
+    if others:
+        return None
     if not _is_ours(source) or not attribute or _is_module(f"{source}.{attribute}"):
         return None
     if name not in imports and name not in module.bindings:
@@ -549,15 +615,29 @@ def _methods(arguments: Mapping[str, Any], attributes: set[str]) -> Iterator[Uni
             continue  # loaded by the engine; the stage sees what is loaded
         for owner in type(value).__mro__:
             if _is_ours(owner.__module__) and not _in_engine(owner.__module__):
-                for name in attributes & set(vars(owner)):
-                    member = vars(owner)[name]
-                    if isinstance(
-                        member, FunctionType | property | classmethod | staticmethod
-                    ) or hasattr(member, "func"):
+                for name, member in vars(owner).items():
+                    # Operators, loops and `with` call special methods without naming them.
+                    special = name.startswith("__") and _written_out(member, owner.__module__)
+                    named = name in attributes and _is_method(member)
+                    if special or named:
                         yield Unit(owner.__module__, f"{owner.__qualname__}.{name}")
 
 
+def _is_method(member: Any) -> bool:
+    kinds = FunctionType | property | classmethod | staticmethod
+    return isinstance(member, kinds) or hasattr(member, "func")
+
+
+def _written_out(member: Any, module: str) -> bool:
+    """Whether a function stands in its module's source: one that @dataclass wrote does not."""
+    return isinstance(member, FunctionType) and member.__code__.co_filename == _module(module).path
+
+
 def _flat(value: Any) -> Iterator[Any]:
+    """A value and all that lies in it."""
+    if isinstance(value, BaseModel):
+        yield value
+        value = dict(value)
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -603,6 +683,9 @@ def _check_in_memory(unit: Unit) -> None:
     except AttributeError:
         return  # still being imported
     module = _module(unit.module)
+    match module.bindings.get(unit.name, [])[-1:]:
+        case [ast.FunctionDef(decorator_list=[])] if getattr(live, "__module__", "") != unit.module:
+            raise LadderError(f"{unit} was replaced at run time, which cannot be followed")
     for function in _functions(live, unit.module):
         source = _find_code(module.code, function.__qualname__.split("."))
         if source is None or _essence(source) != _essence(function.__code__):
@@ -628,11 +711,7 @@ def _functions(live: Any, module: str) -> Iterator[FunctionType]:
         yield live
     elif isinstance(live, type) and live.__module__ == module:
         for member in vars(live).values():
-            # Methods that a decorator such as @dataclass wrote have no source of their own.
-            if (
-                isinstance(member, FunctionType)
-                and member.__code__.co_filename == _module(module).path
-            ):
+            if _written_out(member, module):
                 yield member
 
 

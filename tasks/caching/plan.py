@@ -60,8 +60,9 @@ class Ref:
         """The stored value, tensors mapped copy-on-write.  Raises DamagedError."""
         store = Store(root)
         record = store.get(self.stage, self.key)
-        if record is None:
-            raise DamagedError(f"the record of {self.label} is gone; run again")
+        if record is None or record.digest != self.digest:
+            what = "is gone" if record is None else "was replaced by another run"
+            raise DamagedError(f"the record of {self.label} {what}; run again")
         return store.load(record.value)
 
 
@@ -73,6 +74,14 @@ class Pending:
     digest: str = ""
 
 
+class Look(BaseModel):
+    """A stage's key with what went into it."""
+
+    key: str
+    ingredients: dict[str, Any]
+    names: dict[str, list[str]]  # parameter -> what its inputs are called
+
+
 @dataclass(frozen=True)
 class Planned:
     """What a plan says of one stage."""
@@ -82,14 +91,10 @@ class Planned:
     why: tuple[str, ...]
     seconds: float | None  # what it took the last time, where that is known
     ref: Ref | None = None  # its result, where it is cached
-
-
-class Look(BaseModel):
-    """A stage's key with what went into it."""
-
-    key: str
-    ingredients: dict[str, Any]
-    names: dict[str, list[str]]  # parameter -> what its inputs are called
+    look: Look | None = None
+    last: dict[str, Any] | None = None  # what the look was the last time
+    changes: tuple[str, ...] = ()  # what differs from then, whether it must run or not
+    comparable: bool = True  # whether its result would be the same in any run
 
 
 FIRST = "has not run before"

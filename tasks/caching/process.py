@@ -28,7 +28,6 @@ from tasks.caching.store import LadderError
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _ROOT = str(Path(__file__).resolve().parents[2])
-_running: set[BaseProcess] = set()
 _starting = threading.Lock()
 
 
@@ -66,6 +65,20 @@ class Cores:
                 self._changed.notify_all()
 
 
+class Bodies:
+    """The stage bodies of one flow run, which end together when it is stopped."""
+
+    def __init__(self) -> None:
+        self.running: set[BaseProcess] = set()
+        self.stopped = False
+
+    def stop(self) -> None:
+        """End every body at once, and let none start that still waits for a core."""
+        self.stopped = True
+        for process in list(self.running):
+            process.kill()
+
+
 CORES = Cores(len(os.sched_getaffinity(0)))
 
 
@@ -85,7 +98,8 @@ def run(
     target: tuple[str, str],
     arguments: tuple[Any, ...],
     progress: Callable[..., None],
-    cores: int = 1,
+    cores: int,
+    bodies: Bodies,
 ) -> Any:
     """Call a module's function, `progress=` and `cores=` added, in a process of its own.
 
@@ -101,28 +115,25 @@ def run(
             target=_child, args=(sender, _ROOT, target, arguments, held), daemon=True
         )
         with _starting, _without_main():
+            if bodies.stopped:
+                raise StageError("the run was stopped before it began")
             process.start()
+            bodies.running.add(process)
         sender.close()
-        _running.add(process)
         try:
-            return _listen(receiver, process, progress)
+            with receiver:
+                return _listen(receiver, process, progress)
         finally:
             process.kill()
             process.join()
-            _running.discard(process)
-
-
-def stop_all() -> None:
-    """End every stage body at once."""
-    for process in list(_running):
-        process.kill()
+            bodies.running.discard(process)
 
 
 def _listen(receiver: Connection, process: BaseProcess, progress: Callable[..., None]) -> Any:
     while True:
         try:
             kind, payload = receiver.recv()
-        except EOFError:
+        except (EOFError, OSError):  # nothing more, or half a message
             process.join()
             code = process.exitcode or 0
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"

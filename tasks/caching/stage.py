@@ -22,10 +22,12 @@ import fnmatch
 import functools
 import importlib
 import inspect
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -47,7 +49,15 @@ from tasks.caching.plan import (
     plain,
     waits_for,
 )
-from tasks.caching.store import FORMAT, DamagedError, LadderError, Record, Store, digest_of
+from tasks.caching.store import (
+    FORMAT,
+    DamagedError,
+    LadderError,
+    Record,
+    Store,
+    content_digest,
+    digest_of,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,6 +87,20 @@ class Run:
     earlier: Callable[..., Iterator[tuple[Any, Any]]] = _nothing
 
 
+_TOLD = {"outcomes", "started", "command"}  # of a Run: what differs from run to run
+
+
+@dataclass(frozen=True)
+class _Watched(Run):
+    """A Run that notes what of it a stage looks at."""
+
+    seen: set[str] = field(default_factory=set)
+
+    def __getattribute__(self, name: str) -> Any:
+        super().__getattribute__("seen").add(name)
+        return super().__getattribute__(name)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a run was started with; travels with every task, to other processes and machines too."""
@@ -87,13 +111,14 @@ class Settings:
     refresh: tuple[str, ...] = ()  # globs over stage names that are to run even when cached
     started: str = ""
     command: str = ""
+    audit: tuple[str, ...] = ()  # names of stages to compute again and compare, though cached
 
 
 class Observer(Protocol):
     """Is told what happens to stages while they happen."""
 
     def __call__(self, event: str, name: str, **facts: Any) -> None:
-        """Take event "waits", "runs", "progress", "ran", "cached", "warning" or "failed"."""
+        """Take "waits", "runs", "progress", "ran", "cached", "audited", "warning" or "failed"."""
 
 
 def log(event: str, name: str, **facts: Any) -> None:
@@ -108,6 +133,7 @@ def log(event: str, name: str, **facts: Any) -> None:
 
 
 OBSERVER: ContextVar[Observer] = ContextVar("observer", default=log)
+AUDIT: ContextVar[tuple[str, ...]] = ContextVar("audit", default=())  # for sessions begun here
 _SESSION: ContextVar[Session] = ContextVar("session")
 
 
@@ -202,14 +228,19 @@ class Call:
         """Look the call up without running it."""
         seconds = self.last["seconds"] if self.last else None
         waits = [each.label for each in inputs_of(self.arguments) if isinstance(each, Pending)]
+        changes = self._differences()
+        planned = functools.partial(
+            Planned, self.name, look=self.look, last=self.last, changes=changes
+        )
         if waits:
-            why = (*self._differences(), waits_for(waits))
-            return Pending(self.name), Planned(self.name, "may run", why, seconds)
+            why = (*changes, waits_for(waits))
+            return Pending(self.name), planned("may run", why, seconds)
         record, why = self._find()
         if record is None:
-            return Pending(self.name), Planned(self.name, "will run", why, seconds)
+            return Pending(self.name), planned("will run", why, seconds)
         ref = self._ref(record, ())
-        return ref, Planned(self.name, "cached", (), record.seconds, ref)
+        comparable = self._comparable(record, record.about.get("seen", ()))
+        return ref, planned("cached", (), record.seconds, ref, comparable=comparable)
 
     def perform(self) -> Ref:
         """Give what is stored, or compute and store it.  Raises LadderError, StageError."""
@@ -220,9 +251,14 @@ class Call:
                 if not self.refresh:
                     record, why = self._find()
                 record = record or self._compute(why)
+        elif self.name in self.settings.audit:
+            self._audit(record)
         ref = self._ref(record, why)
         memory = {**self.look.model_dump(), "seconds": record.seconds}
-        self.store.remember(self.settings.dataset, self.name, memory)
+        # A read-only store still serves what it holds.
+        with contextlib.suppress(LadderError):
+            self.store.remember(self.settings.dataset, self.name, memory)
+        self.store.used(self.stage.name, self.look.key)
         self._tell(ref.outcome.state, seconds=record.seconds, why=why)
         return ref
 
@@ -253,66 +289,101 @@ class Call:
         except DamagedError as error:
             self._tell("warning", text=f"{error}; set aside and computed again")
             self.store.set_aside(self.stage.name, self.look.key)
-        self._tell("waits")
-        where = (self.stage.fn.__module__, self.stage.name)
-        try:
-            process.run(
-                (__name__, "run_body"),
-                (where, self.arguments, self.look.key, self.settings),
-                lambda *at: self._tell("progress", at=at) if at else self._tell("runs", why=why),
-                self.stage.cores(self.arguments),
-            )
-        except (LadderError, process.StageError) as error:
-            self._tell("failed", text=str(error))
-            raise type(error)(f"{self.name}: {error}") from None
+        self._run("refresh" if self.refresh else "store", why)
         record = self.store.get(self.stage.name, self.look.key)
         if record is None:
             raise DamagedError(f"{self.name}: its record vanished while it was stored; run again")
         return record
+
+    def _comparable(self, record: Record, seen: Iterable[str]) -> bool:
+        """Whether computing a record again now is bound to give the same."""
+        seen = {*seen}
+        elsewhere = "device" in seen and record.about.get("device") != self.settings.device
+        return not (seen & _TOLD or elsewhere)
+
+    def _audit(self, record: Record) -> None:
+        """Compute a hit again and compare.  Raises LadderError when it comes out differently."""
+        digest, seen = self._run("compare", ("asked for by --audit",))
+        if digest != record.digest and self._comparable(record, seen):
+            text = (
+                f"audit: computed again it came out differently ({record.digest[:12]} was stored, "
+                f"{digest[:12]} came out), so it depends on something outside its key; "
+                f"--refresh '{self.name}' replaces it"
+            )
+            self._tell("failed", text=text)
+            raise LadderError(f"{self.name}: {text}")
+        self._tell("audited", same=digest == record.digest)
+
+    def _run(self, purpose: str, why: tuple[str, ...]) -> tuple[str, set[str]]:
+        """The stage's body in a process of its own.  Raises LadderError, StageError."""
+        self._tell("waits")
+        session = _SESSION.get(None)
+        where = (self.stage.fn.__module__, self.stage.name, self.name)
+        try:
+            return process.run(
+                (__name__, "run_body"),
+                (where, self.arguments, self.look.key, self.settings, purpose),
+                lambda *at: self._tell("progress", at=at) if at else self._tell("runs", why=why),
+                self.stage.cores(self.arguments),
+                session.bodies if session else process.Bodies(),
+            )
+        except (LadderError, process.StageError) as error:
+            self._tell("failed", text=str(error))
+            raise type(error)(f"{self.name}: {error}") from None
 
     def _tell(self, event: str, **facts: Any) -> None:
         OBSERVER.get()(event, self.name, **facts)
 
 
 def run_body(
-    where: tuple[str, str],
+    where: tuple[str, str, str],
     arguments: dict[str, Any],
     key: str,
     settings: Settings,
+    purpose: str,
     *,
     progress: Callable[..., None],
     cores: int,
-) -> None:
+) -> tuple[str, set[str]]:
     """Run a stage in this process: load, call, store.
 
+    `purpose` is "store", "refresh" (store, and take nothing from earlier results) or "compare"
+    (take nothing and store nothing).  Gives the result's digest and what the stage saw of its Run.
     Raises LadderError when the code here is not the code that the key was made from.
     """
     progress()
     torch.set_num_threads(cores)
-    module, name = where
+    module, name, label = where
     stage: Stage[Any, Any] = getattr(importlib.import_module(module), name)
     look = stage.look(arguments)
     if look.key != key:
         raise LadderError("its code changed while the run went on; run again")
     store = Store(Path(settings.cache))
     loaded = {name: _load(item, store.root) for name, item in arguments.items()}
+    seen: set[str] = set()
+    earlier = functools.partial(_earlier, store, stage.name, look.ingredients)
+    run = _Watched(
+        seen=seen,
+        device=settings.device,
+        progress=progress,
+        scratch=store.scratch(key) if purpose == "store" else None,
+        outcomes={ref.label: ref.outcome for ref in inputs_of(arguments) if isinstance(ref, Ref)},
+        started=settings.started,
+        command=settings.command,
+        cache=store.root,
+        earlier=earlier if purpose == "store" else _nothing,
+    )
     if "run" in stage.signature.parameters:
-        refs = [each for each in inputs_of(arguments) if isinstance(each, Ref)]
-        store.scratch(key).mkdir(parents=True, exist_ok=True)
-        loaded["run"] = Run(
-            device=settings.device,
-            progress=progress,
-            scratch=store.scratch(key),
-            outcomes={ref.label: ref.outcome for ref in refs},
-            started=settings.started,
-            command=settings.command,
-            cache=store.root,
-            earlier=functools.partial(_earlier, store, stage.name, look.ingredients),
-        )
+        loaded["run"] = run
     start = time.perf_counter()
     value = stage.fn(**loaded)
-    store.put(stage.name, key, value, time.perf_counter() - start, look.ingredients)
+    seconds = time.perf_counter() - start
+    if purpose == "compare":
+        return content_digest(value), seen
+    about = {"name": label, "device": settings.device, "seen": sorted(seen)}
+    record = store.put(stage.name, key, value, seconds, look.ingredients, about)
     store.drop_scratch(key)
+    return record.digest, seen
 
 
 def _earlier(
@@ -372,6 +443,7 @@ class Session:
         self.settings = settings
         self.planned = planned  # what a plan has said so far; None when awake
         self.futures: list[Any] = []
+        self.bodies = process.Bodies()
 
     def submit(self, task: Any, name: str, arguments: dict[str, Any]) -> Any:
         """Hand a stage to the flow's task runner; gives a Prefect future of its reference."""
@@ -389,7 +461,7 @@ class Session:
         try:
             failures = [text for future in self.futures if (text := _failure(future))]
         except BaseException:
-            process.stop_all()
+            self.bodies.stop()
             raise
         if failures:
             raise LadderError("\n".join(failures))
@@ -414,8 +486,10 @@ def _failure(future: Any) -> str:
 
 def begin(settings: Settings) -> Session:
     """Open the session of a flow's body: stages called after it belong to it."""
-    session = Session(settings, PLAN.get())
+    session = Session(replace(settings, audit=AUDIT.get()), PLAN.get())
     if session.planned is None:
         process.warm_up()
+        # Nobody clears the store away under a run; the kernel lets go if this process dies.
+        weakref.finalize(session, os.close, Store(Path(settings.cache)).share())
     _SESSION.set(session)
     return session

@@ -4,6 +4,7 @@
     records/<stage>/<key>.json                  which files a key stands for, and what went into it
     last/<stage name>.<digest>.json             what went into a stage's key last time
     scratch/<key>/                              checkpoints of a stage that has not finished
+    locks/                                      held while a key is computed
     aside/                                      damaged files, kept for a look and never read
 
 Nothing that is read back can run code: Arrow, safetensors and JSON only.
@@ -23,8 +24,9 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +37,7 @@ import torch
 from torch import Tensor
 
 FORMAT = 1  # raise it when files or keys change meaning: every older record then misses
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _YOUNG_NS = 50_000_000  # a file changed this close before it was checked may change again unseen
 
 
@@ -69,6 +72,8 @@ class Record(NamedTuple):
     value: Any  # the value's tree, files by name
     seconds: float  # what computing it took
     ingredients: dict[str, Any]  # what went into the key
+    files: dict[str, list[int]]  # name -> size, mtime, ctime and inode when last checked
+    about: dict[str, Any]  # no part of the result: what its call was named, what it told of its run
 
 
 def data_root() -> Path:
@@ -114,8 +119,12 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise LadderError(f"cannot write {path}: {error.strerror}; free some space there, "
-                          "make it writable, or set STEPLADDER_DATA") from error  # fmt: skip
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> LadderError:
+    return LadderError(f"cannot write {path}: {error.strerror}; free some space there, "
+                       "make it writable, or set STEPLADDER_DATA")  # fmt: skip
 
 
 class Store:
@@ -127,11 +136,23 @@ class Store:
     # Records
 
     def put(
-        self, stage: str, key: str, value: Any, seconds: float, ingredients: dict[str, Any]
+        self,
+        stage: str,
+        key: str,
+        value: Any,
+        seconds: float,
+        ingredients: dict[str, Any],
+        about: Mapping[str, Any] = _NOTHING,
     ) -> Record:
         """Store a stage's value under its key, files first, so that a record never dangles."""
         files: dict[str, list[int]] = {}
-        tree = self._encode(value, "", files)
+
+        def save(data: bytes | memoryview, suffix: str) -> str:
+            name = content_name(data, suffix)
+            files[name] = self._save(name, data)
+            return name
+
+        tree = _encode(value, "", save)
         body = {
             "format": FORMAT,
             "stage": stage,
@@ -141,6 +162,7 @@ class Store:
             "files": files,
             "seconds": round(seconds, 3),
             "ingredients": ingredients,
+            "about": dict(about),
             "checked": time.time_ns(),
         }
         self._write_record(body)
@@ -151,23 +173,30 @@ class Store:
 
         Raises DamagedError when something is there and is not what was stored.
         """
-        path = self._record_path(stage, key)
+        path = self.record_path(stage, key)
         body = _read_checked(path)
         if body is None:
             return None
         if (body.get("format"), body.get("stage"), body.get("key")) != (FORMAT, stage, key):
             raise DamagedError(f"{path} is the record of something else")
-        stale = False
-        for name, signature in body["files"].items():
-            now = self._verify(name, signature, body["checked"], thorough)
-            stale |= now is not None
-            body["files"][name] = now or signature
+        try:
+            # What we wrote agrees with itself; what was planted may name files it does not list.
+            if body["digest"] != digest_of(body["value"]):
+                raise ValueError("another digest")
+            stale = False
+            for name in {*_named(body["value"]), *body["files"]}:
+                now = self._verify(name, body["files"][name], body["checked"], thorough)
+                stale |= now is not None
+                body["files"][name] = now or body["files"][name]
+            record = _record(body)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedError(f"{path} is damaged: it was not written here") from error
         if stale:
             # Checked by content just now: remember the new stat, so the next look is quick.
             # A read-only store still serves; it only stays slow.
             with contextlib.suppress(LadderError):
                 self._write_record(body | {"checked": time.time_ns()})
-        return _record(body)
+        return record
 
     def earlier(
         self, stage: str, ingredients: dict[str, Any], *but: str
@@ -199,7 +228,7 @@ class Store:
 
     def set_aside(self, stage: str, key: str) -> None:
         """Move a damaged record and whichever of its files are damaged where nothing reads them."""
-        path = self._record_path(stage, key)
+        path = self.record_path(stage, key)
         with contextlib.suppress(DamagedError):
             for name, signature in (_read_checked(path) or {"files": {}})["files"].items():
                 try:
@@ -207,6 +236,71 @@ class Store:
                 except DamagedError:
                     self._move_aside(self.root / "files" / name)
         self._move_aside(path)
+
+    def used(self, stage: str, key: str) -> None:
+        """Note that a record was of use, so that `cache gc` spares it; once a day is enough."""
+        path = self.record_path(stage, key)
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 86_400:
+                path.touch()
+
+    # Upkeep
+
+    def record_path(self, stage: str, key: str) -> Path:
+        """Where the record of a key lies."""
+        return self.root / "records" / stage / f"{key}.json"
+
+    def record_paths(self) -> list[Path]:
+        """Where all records lie."""
+        return sorted((self.root / "records").glob("*/[!.]*.json"))
+
+    def read_record(self, path: Path) -> Record | None:
+        """A record without a look at its files.  Raises DamagedError."""
+        body = _read_checked(path)
+        try:
+            return None if body is None else _record(body)
+        except KeyError as error:
+            raise DamagedError(f"{path} is damaged: it was not written here") from error
+
+    def verify_files(self) -> Iterator[str]:
+        """Read all files; gives a line for each damaged one, which is set aside."""
+        for path in sorted((self.root / "files").glob("[!.]*")):
+            try:
+                self._verify(path.name, [path.stat().st_size], 0, thorough=True)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            except DamagedError as error:
+                self._move_aside(path)
+                yield str(error)
+
+    def memories(self) -> Iterator[dict[str, list[str]]]:
+        """The input digests of each stage's last key."""
+        for path in (self.root / "last").glob("[!.]*.json"):
+            with contextlib.suppress(DamagedError, KeyError):
+                if body := _read_checked(path):
+                    yield body["ingredients"]["inputs"]
+
+    def share(self) -> int:
+        """Say that this process uses the store, until the descriptor that this gives is closed."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self.root, os.O_RDONLY)
+        except OSError as error:
+            raise _unwritable(self.root, error) from error
+        fcntl.flock(folder, fcntl.LOCK_SH)
+        return folder
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others from using the store.  Raises LadderError while one does."""
+        folder = self.share()
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise LadderError(f"a run is using {self.root}; do this when it has ended") from None
+        finally:
+            os.close(folder)
 
     # Memory of the last run
 
@@ -240,8 +334,7 @@ class Store:
                         break
                 os.close(handle)
         except OSError as error:
-            raise LadderError(f"cannot lock {path}: {error.strerror}; make it writable, "
-                              "or set STEPLADDER_DATA") from error  # fmt: skip
+            raise _unwritable(path, error) from error
         try:
             yield
         finally:
@@ -250,16 +343,18 @@ class Store:
 
     def scratch(self, key: str) -> Path:
         """A folder for what a stage wants to find again if it is killed."""
-        return self.root / "scratch" / key
+        folder = self.root / "scratch" / key
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        return folder
 
     def drop_scratch(self, key: str) -> None:
         """Remove a key's scratch folder."""
-        shutil.rmtree(self.scratch(key), ignore_errors=True)
+        shutil.rmtree(self.root / "scratch" / key, ignore_errors=True)
 
     # Inside
-
-    def _record_path(self, stage: str, key: str) -> Path:
-        return self.root / "records" / stage / f"{key}.json"
 
     def _last_path(self, dataset: str, name: str) -> Path:
         # Class names may hold anything, so the file is named by digest, after something readable.
@@ -267,7 +362,7 @@ class Store:
         return self.root / "last" / f"{readable}.{digest_of([dataset, name])[:12]}.json"
 
     def _write_record(self, body: dict[str, Any]) -> None:
-        write_atomic(self._record_path(body["stage"], body["key"]), _checked(body))
+        write_atomic(self.record_path(body["stage"], body["key"]), _checked(body))
 
     def _move_aside(self, path: Path) -> None:
         aside = self.root / "aside"
@@ -300,42 +395,64 @@ class Store:
             raise DamagedError(f"{path} is damaged: its content no longer matches its name")
         return now
 
-    def _save(self, data: bytes | memoryview, suffix: str, files: dict[str, list[int]]) -> str:
-        name = f"{hashlib.sha256(data).hexdigest()}{suffix}"
-        path = self.root / "files" / name
+    def _save(self, name: str, data: bytes | memoryview) -> list[int]:
         try:
             self._verify(name, [len(data)], 0, thorough=True)
         except DamagedError:
-            write_atomic(path, data)
-        files[name] = _signature(path)
-        return name
+            write_atomic(self.root / "files" / name, data)
+        return _signature(self.root / "files" / name)
 
-    def _encode(  # noqa: PLR0911 - one return for each kind of value
-        self, value: Any, name: str, files: dict[str, list[int]]
-    ) -> Any:
-        match value:
-            case Stack():
-                return {"$stack": self._save(_stack_bytes(value), ".arrow", files)}
-            case Weights():
-                return {"$weights": self._save(_weights_bytes(value), ".safetensors", files)}
-            case Tensor():
-                saved = self._save(_tensor_bytes(value), ".arrow", files)
-                return {"$tensor": saved, "shape": list(value.shape), "dtype": str(value.dtype)}
-            case bytes():
-                return {"$bytes": self._save(value, Path(name).suffix or ".bin", files)}
-            case dict():
-                if any(not isinstance(key, str) or key.startswith("$") for key in value):
-                    raise TypeError(f"a stage's dict keys are texts without a leading $: {name}")
-                return {key: self._encode(item, key, files) for key, item in value.items()}
-            case list():
-                return [self._encode(item, name, files) for item in value]
-            case bool() | int() | float() | str() | None:
-                return value
-        raise TypeError(f"a stage cannot return {type(value).__name__} ({name or 'its result'})")
+
+def content_name(data: bytes | memoryview, suffix: str) -> str:
+    """What a file is called: its content's hex sha256."""
+    return f"{hashlib.sha256(data).hexdigest()}{suffix}"
+
+
+def content_digest(value: Any) -> str:
+    """The digest that a value's record would have; nothing is written."""
+    return digest_of(_encode(value, "", content_name))
+
+
+def _encode(  # noqa: PLR0911 - one return for each kind of value
+    value: Any, name: str, save: Callable[[bytes | memoryview, str], str]
+) -> Any:
+    """A value's tree: plain data, with the names that `save` gives in place of tensors."""
+    match value:
+        case Stack():
+            return {"$stack": save(_stack_bytes(value), ".arrow")}
+        case Weights():
+            return {"$weights": save(_weights_bytes(value), ".safetensors")}
+        case Tensor():
+            saved = save(_tensor_bytes(value), ".arrow")
+            return {"$tensor": saved, "shape": list(value.shape), "dtype": str(value.dtype)}
+        case bytes():
+            return {"$bytes": save(value, Path(name).suffix or ".bin")}
+        case dict():
+            if any(not isinstance(key, str) or key.startswith("$") for key in value):
+                raise TypeError(f"a stage's dict keys are texts without a leading $: {name}")
+            return {key: _encode(item, key, save) for key, item in value.items()}
+        case list():
+            return [_encode(item, name, save) for item in value]
+        case bool() | int() | float() | str() | None:
+            return value
+    raise TypeError(f"a stage cannot return {type(value).__name__} ({name or 'its result'})")
+
+
+def _named(tree: Any) -> Iterator[str]:
+    """The files that a value's tree names."""
+    if isinstance(tree, list):
+        for item in tree:
+            yield from _named(item)
+    elif isinstance(tree, dict):
+        kind = next(iter(tree), "")
+        if kind in _DECODERS:
+            yield tree[kind]
+        else:
+            yield from _named(list(tree.values()))
 
 
 def _record(body: dict[str, Any]) -> Record:
-    return Record(*(body[field] for field in Record._fields))
+    return Record(*({"about": {}, **body}[field] for field in Record._fields))
 
 
 def _without(ingredients: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
@@ -371,7 +488,7 @@ def _read_checked(path: Path) -> dict[str, Any] | None:
         whole = json.loads(data)
         if whole["checksum"] == digest_of(whole["body"]):
             return dict(whole["body"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise DamagedError(f"{path} is damaged")
 

@@ -1,0 +1,140 @@
+"""Reports that are already there: find one, open it, hold two against each other."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tasks.caching.store import LadderError, data_root
+
+
+def find_report(run: str = "") -> Path:
+    """The folder of a run's report.
+
+    run: a dataset (its latest run), a run's name or the beginning of one, "dataset/run", or the
+    path of a report's folder or of a file in it; nothing means the latest run of all.
+    Raises LadderError when there is none, or more than one.
+    """
+    path = Path(run).expanduser()
+    if run and (path / "results.json").is_file():
+        return path.resolve()
+    if run and path.is_file() and (path.parent / "results.json").is_file():
+        return path.parent.resolve()
+    reports = data_root() / "reports"
+    runs = sorted((each.parent for each in reports.glob("*/[0-9]*/results.json")), key=_age)
+    if not runs:
+        raise LadderError(f"no report under {reports} yet; `stepladder run sample` makes one")
+    if not run:
+        return runs[-1].resolve()
+    if (reports / run / "latest" / "results.json").is_file():
+        return (reports / run / "latest").resolve()
+    found = [
+        each
+        for each in runs
+        if each.name.startswith(run) or f"{each.parent.name}/{each.name}".startswith(run)
+    ]
+    if len(found) == 1:
+        return found[0].resolve()
+    if found:
+        names = ", ".join(f"{each.parent.name}/{each.name}" for each in found[-3:])
+        raise LadderError(f"'{run}' begins {len(found)} runs; say more of it, as in {names}")
+    known = [name for each in runs for name in (each.parent.name, each.name)]
+    near = difflib.get_close_matches(run, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(dict.fromkeys(known))}"
+    raise LadderError(f"no report of a run '{run}'; {hint}")
+
+
+def _age(folder: Path) -> int:
+    return (folder / "results.json").stat().st_mtime_ns
+
+
+def open_report(run: str = "") -> Path:
+    """Open a run's report in the browser where there is a screen; gives its path either way.
+
+    Raises LadderError when there is no such report.
+    """
+    page = find_report(run) / "report.html"
+    if not page.is_file():
+        raise LadderError(f"{page} is gone; the same `stepladder run` again restores it")
+    if has_screen():
+        webbrowser.open(page.as_uri())
+    return page
+
+
+def has_screen() -> bool:
+    """Whether a browser could show anything: a remote shell must not start one in the terminal."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def compare(before: str, now: str) -> dict[str, Any]:
+    """Hold two runs against each other, each named as for `find_report`.
+
+    Gives what `tasks.publish.comparison` gives, with the folders as "from" and "to".
+    Raises LadderError for a run that is not there or cannot be compared.
+    """
+    folders = [find_report(run) for run in (before, now)]
+    return {
+        **_comparison(*map(_results, folders)),
+        "from": str(folders[0]),
+        "to": str(folders[1]),
+    }
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LadderError(f"{path} cannot be read: {error}") from error
+    return dict(results)
+
+
+def _comparison(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    from tasks.publish import comparison
+
+    try:
+        return comparison(old, new)
+    except (LookupError, TypeError) as error:
+        raise LadderError(
+            f"one of the runs was written by another version of stepladder ({error} is missing); "
+            "run it again"
+        ) from error
+
+
+def print_comparison(compared: dict[str, Any]) -> None:
+    """Two runs, rung by rung: both accuracies, what moved and whether by luck, and why."""
+    from tasks.publish import moved
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{share:.2%}"
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("rung", no_wrap=True)
+    for head in ("before", "now", "won", "lost"):
+        table.add_column(head, justify="right")
+    table.add_column("moved", no_wrap=True)
+    for row in compared["rows"]:
+        won, lost = (str(row["test"][key]) if row["test"] else "" for key in ("won", "lost"))
+        accuracies = percent(row["before"]), percent(row["now"])
+        table.add_row(escape(row["label"]), *accuracies, won, lost, moved(row))
+    if compared["same_images"]:
+        images = "the same testing images, so each rung is held against itself image by image"
+    else:
+        images = "other testing images, so only intervals that do not touch count as moved"
+    changes = [f"{row['label']}: {'; '.join(row['why'])}" for row in compared["rows"] if row["why"]]
+    console = Console()
+    console.print(table)
+    console.print()
+    for line in (f"{compared['from']} -> {compared['to']}", images, *changes, *compared["differs"]):
+        console.print(escape(line), highlight=False, soft_wrap=True)

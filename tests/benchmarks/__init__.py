@@ -1,0 +1,1 @@
+"""Our stages and the naive way of the post, side by side: `make bench`."""

@@ -1,0 +1,495 @@
+"""`python -m tests.benchmarks [NAME...]`: each benchmark by name, or all that need no option.
+
+Ours and the naive way take turns in one run, so that what else the machine does hits both.  Prints
+medians and ratios and writes them to benchmarks.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import venv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tasks.decode import decode
+from tasks.fetch import fetch
+from tasks.scan import Dataset, scan
+from tasks.train import Recipe, train
+from tests.benchmarks import naive, ours
+
+HERE = Path(__file__).resolve().parent
+ARCHIVE = HERE.parents[2] / "shared" / "mnist_png.tgz"
+SHA256 = "b9ddb3f9e8d8ec92b0771df035e9bb4bf7b447bff3b0a5bcb7d97d0256a6f599"
+CONVNET_EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result."""
+
+    what: str
+    ours: float  # median seconds, or megabytes
+    other: float | None  # the same of what it is held against
+    ratio: float | None  # median of the rounds' own ratios
+    target: str
+    n: int
+    note: str = ""
+    unit: str = "s"
+
+    def cells(self) -> list[str]:
+        """As text."""
+        other, ratio = ("-" if x is None else f"{x:.3g}" for x in (self.other, self.ratio))
+        return [
+            *(self.what, f"{self.ours:.3g} {self.unit}", other, ratio),
+            *(self.target, str(self.n), self.note),
+        ]
+
+
+class Place:
+    """A temporary data root with MNIST in it."""
+
+    def __init__(self, root: Path, options: argparse.Namespace) -> None:
+        self.root = root
+        self.options = options
+        self.rounds: int = options.rounds
+        self.cache = root / "cache"
+        self.mnist = root / "mnist"
+        if options.data:
+            shutil.copytree(options.data, self.mnist)
+        elif ARCHIVE.is_file():
+            fetch("mnist", root, str(ARCHIVE), SHA256)
+        else:
+            fetch("mnist", root)
+        self.environment = {
+            **os.environ,
+            "STEPLADDER_DATA": str(root),
+            "PREFECT_HOME": str(root / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_LOGGING_LEVEL": "WARNING",
+            "DO_NOT_TRACK": "1",
+            "DVC_NO_ANALYTICS": "1",
+        }
+
+    def scan(self) -> Dataset:
+        """The dataset's listing."""
+        return scan(self.mnist, self.cache)
+
+    def run(self, *command: str, **more: str) -> str:
+        """Run a command in the repository; gives what it printed."""
+        done = subprocess.run(
+            command, cwd=more.pop("cwd", HERE.parents[1]), env=self.environment | more,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def stepladder(self, *arguments: str, **more: str) -> str:
+        """Run our command line."""
+        return self.run(sys.executable, "-m", "flows.cli", *arguments, **more)
+
+
+def seconds(act: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start
+
+
+def in_turns(rounds: int, *ways: Callable[[], object]) -> list[list[float]]:
+    """Seconds of each way in each round."""
+    timed = [[seconds(way) for way in ways] for _ in range(rounds)]
+    return [list(column) for column in zip(*timed, strict=True)]
+
+
+def compared(
+    what: str,
+    target: str,
+    mine: list[float],
+    other: list[float],
+    note: str = "",
+    *,
+    up: bool = True,
+) -> Row:
+    """A row of two columns of seconds: how many times faster ours is, or `up=False` its share."""
+    pairs = zip(mine, other, strict=True)
+    ratio = statistics.median([o / m if up else m / o for m, o in pairs])
+    middle = statistics.median
+    return Row(what, middle(mine), middle(other), ratio, target, len(mine), note)
+
+
+# The benchmarks
+
+
+def bench_decode(place: Place) -> Iterator[Row]:
+    """70,000 warm PNGs to stacks, in two processes as in the engine, against Image.open."""
+    data = place.scan()
+    folders = [*data.training, *data.testing]
+    expected = [s for side in ("training", "testing") for s in naive.stacks(place.mnist / side)]
+    stacks = (decode.fn(folder.load(place.cache)).images for folder in folders)
+    equal = all(map(torch.equal, stacks, expected))
+    cpu: list[list[float]] = [[], []]
+
+    def plain() -> None:
+        start = time.process_time()
+        for side in ("training", "testing"):
+            naive.stacks(place.mnist / side)
+        cpu[1].append(time.process_time() - start)
+
+    with ours.two_processes() as pool:
+        mine, other = in_turns(
+            place.rounds,
+            lambda: cpu[0].append(ours.decode_all(pool, folders, place.cache)),
+            plain,
+        )
+    note = (
+        f"pixels of all {sum(map(len, expected)):,} files {'equal' if equal else 'DIFFER'}; "
+        "CPU {:.2g} s and {:.2g} s".format(*map(statistics.median, cpu))
+    )
+    yield compared("decode / Image.open + torch.stack", ">= 8x", mine, other, note)
+
+
+def bench_scan(place: Place) -> Iterator[Row]:
+    """Noticing that none of 70,000 files changed, against listing and stat-ing them."""
+    place.scan()
+    mine, plain, relative = in_turns(
+        max(place.rounds, 5),
+        place.scan,
+        lambda: naive.listed(place.mnist),
+        lambda: naive.listed_relative(place.mnist),
+    )
+    yield compared("scan, unchanged / listdir + stat", "<= 1.3", mine, plain, up=False)
+    note = "names relative to an open folder, the least that Python can do"
+    yield compared("scan, unchanged / listdir + stat", "", mine, relative, note, up=False)
+
+
+def bench_noop(place: Place) -> Iterator[Row]:
+    """`stepladder run mnist` with nothing to do, against `dvc repro`."""
+    command = ("run", "mnist", "--only", "linear*", "--epochs", "1", "--quiet")
+    place.stepladder(*command)
+    time.sleep(2.5)  # what has just been written is not trusted yet
+    place.stepladder(*command)
+    if not place.options.dvc:
+        (mine,) = in_turns(place.rounds, lambda: place.stepladder(*command))
+        note = "DVC skipped: --dvc installs it in a scratch environment"
+        yield Row("stepladder run, nothing to do / dvc repro", statistics.median(mine), None, None,
+                  "<= 0.25", len(mine), note)  # fmt: skip
+        return
+    dvc = install_dvc(place)
+    mine, other = in_turns(place.rounds, lambda: place.stepladder(*command), dvc)
+    version = place.run(str(place.root / "dvc" / "bin" / "dvc"), "--version").strip()
+    yield compared("stepladder run, nothing to do / dvc repro", "<= 0.25", mine, other,
+                   f"DVC {version}, one stage that depends on the folder", up=False)  # fmt: skip
+
+
+def install_dvc(place: Place) -> Callable[[], object]:
+    """DVC in an environment of its own with one stage over MNIST; gives its no-op `repro`."""
+    environment, project = place.root / "dvc", place.root / "project"
+    venv.create(environment, with_pip=True)
+    place.run(str(environment / "bin" / "pip"), "install", "--quiet", "dvc")
+    shutil.copytree(place.mnist, project / "mnist")
+    (project / "dvc.yaml").write_text(
+        "stages:\n  count:\n    cmd: find mnist -name '*.png' | wc -l > count.txt\n"
+        "    deps: [mnist]\n    outs: [count.txt]\n"
+    )
+    dvc = str(environment / "bin" / "dvc")
+    place.run(dvc, "init", "--no-scm", cwd=str(project))
+    place.run(dvc, "repro", cwd=str(project))
+    return lambda: place.run(dvc, "repro", cwd=str(project))
+
+
+def bench_edit(place: Place) -> Iterator[Row]:
+    """One changed PNG, scan to baselines, in a flow run against a server that is there."""
+    victim = sorted((place.mnist / "training" / "7").iterdir())[0]
+    good = victim.read_bytes()
+    spare = [path.read_bytes() for path in sorted((place.mnist / "testing" / "7").iterdir())]
+    with prefect_server(place) as url:
+
+        def run() -> None:
+            place.run(sys.executable, "-m", "tests.benchmarks.ours", str(place.mnist),
+                      PREFECT_API_URL=url)  # fmt: skip
+
+        mine, unchanged = [], []
+        run()
+        for number in range(place.rounds):
+            unchanged.append(seconds(run))
+            victim.write_bytes(spare[number])
+            mine.append(seconds(run))
+    victim.write_bytes(good)
+    yield compared("one PNG changed, scan to baselines / no-op flow run", "<= 1.5", mine, unchanged,
+                   "whole processes, Prefect server running; < 3.5 s", up=False)  # fmt: skip
+
+
+@contextlib.contextmanager
+def prefect_server(place: Place) -> Iterator[str]:
+    """A Prefect server on loopback; gives its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, env=place.environment, stdout=quiet, stderr=quiet)
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.3)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def bench_rungs(place: Place) -> Iterator[Row]:
+    """The four small rungs, each on all of training, from stacks to weights."""
+    epochs, data = place.options.epochs, place.scan()
+    recipes = [Recipe(model=model, loss=loss, epochs=epochs) for model, loss in naive.RUNGS]
+    training, testing = (naive.stacks(place.mnist / side) for side in ("training", "testing"))
+    with ours.two_processes() as pool:
+        arguments = (pool, recipes, data.training, data.testing, place.cache)
+        weights = ours.rungs(*arguments)
+
+        def plain() -> list[torch.nn.Module]:
+            pairs = naive.pairs(training), naive.pairs(testing)
+            return [naive.rung(model, loss, *pairs, epochs) for model, loss in naive.RUNGS]
+
+        models = plain()
+        rounds = min(place.rounds, 3)
+        mine, other = in_turns(rounds, lambda: ours.rungs(*arguments), plain)
+    equal = all(
+        torch.equal(tensor, model.state_dict()[name])
+        for tensors, model in zip(weights, models, strict=True)
+        for name, tensor in tensors.items()
+    )
+    note = f"{epochs} epochs each; weights {'bit-identical' if equal else 'DIFFER'}"
+    yield compared("four small rungs / DataLoader loop", ">= 3x", mine, other, note)
+
+
+def bench_resnet18(place: Place) -> Iterator[Row]:
+    """A ResNet18 epoch of 60,000 images, from a few steps each."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    steps = ours.Steps(Recipe(model="resnet18", loss="cross_entropy"))
+    model = naive.resnet18()
+    x, y = torch.rand(64, 1, 28, 28), torch.randint(10, (64,))
+    size = steps.recipe.batch_size
+    turns = size // 64
+    steps.step(), naive.step(model, x, y)
+    rounds = in_turns(
+        place.rounds, steps.step, lambda: [naive.step(model, x, y) for _ in range(turns)]
+    )
+    mine, other = ([took * 60_000 / size for took in way] for way in rounds)
+    note = f"scaled from steps of {size} images ({steps.recipe.precision}) and {turns} of 64 (fp32)"
+    yield compared("ResNet18 epoch / torch's convolutions", ">= 4x", mine, other, note)
+
+
+def bench_convnet(place: Place) -> Iterator[Row]:
+    """The convnet of the default ladder: seconds of training and true testing accuracy."""
+    torch.set_num_threads(2)
+    data = place.scan()
+    sides = [[decode.fn(f.load(place.cache)) for f in s] for s in (data.training, data.testing)]
+    took, right = [], []
+    for seed in range(place.options.seeds):
+        recipe = Recipe(model="convnet", loss="cross_entropy", seed=seed)
+        start = time.perf_counter()
+        right.append(train.fn(*sides, data.classes, recipe)["testing_accuracy"])
+        took.append(time.perf_counter() - start)
+    note = f"mean testing accuracy {statistics.mean(right):.2%}, worst {min(right):.2%} (>= 99.4 %)"
+    yield Row("convnet, training stage", statistics.median(took), None, None, "<= 10 s",
+              len(took), note)  # fmt: skip
+
+
+def bench_cold(place: Place) -> Iterator[Row]:
+    """The whole pipeline from nothing, without ResNet18, against the naive script; and its peak."""
+    epochs = place.options.epochs
+    recipes = place.root / "recipes.toml"
+    tables = [("linear", loss) for _, loss in naive.RUNGS[:3]] + [("mlp", "cross_entropy")]
+    text = "".join(
+        f'[[recipe]]\nmodel = "{model}"\nloss = "{loss}"\nepochs = {epochs}\n'
+        for model, loss in tables
+    )
+    recipes.write_text(f'{text}[[recipe]]\nmodel = "convnet"\nloss = "cross_entropy"\n')
+    script = (sys.executable, "-m", "tests.benchmarks.naive")
+    peaks: list[float] = []
+
+    def ladder() -> None:
+        shutil.rmtree(place.cache, ignore_errors=True)
+        with watched_memory() as peak:
+            place.stepladder("run", "mnist", "--quiet", "--recipes", str(recipes))
+        peaks.append(peak[0])
+
+    mine, other = in_turns(
+        place.options.long_rounds,
+        ladder,
+        lambda: place.run(*script, str(place.mnist), str(epochs), str(CONVNET_EPOCHS)),
+    )
+    note = f"small rungs {epochs} epochs each; temporary Prefect server included"
+    yield compared("cold pipeline without ResNet18 / the script", ">= 5x", mine, other, note)
+    yield Row("cold pipeline, peak memory", statistics.median(peaks) / 1e6, None, None,
+              "<= 1500 MB", len(peaks), "proportional share of its processes", "MB")  # fmt: skip
+
+
+@contextlib.contextmanager
+def watched_memory() -> Iterator[list[float]]:
+    """Peak of what this process's descendants hold, in bytes, shared pages counted once."""
+    peak, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            peak[0] = max(peak[0], sum(map(held, descendants(os.getpid()))))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def descendants(process: int) -> list[int]:
+    """The process ids below one."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(status.read_text().rpartition(")")[2].split()[1]) == process:
+                child = int(status.parent.name)
+                found += [child, *descendants(child)]
+    return found
+
+
+def held(process: int) -> int:
+    """A process's proportional share of memory, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def bench_scale(place: Place) -> Iterator[Row]:
+    """Ten times MNIST, 700,000 files: scan, decode and means must grow no more than the data."""
+    large = place.root / "large"
+    for source in place.mnist.rglob("*.png"):
+        target = large / source.relative_to(place.mnist)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for copy in range(10):
+            shutil.copyfile(source, target.with_stem(f"{target.stem}-{copy}"))
+    data = place.scan(), scan(large, place.cache)
+    folders = [[*each.training, *each.testing] for each in data]
+    small, ten = in_turns(place.rounds, place.scan, lambda: scan(large, place.cache))
+    yield compared("scan, 700,000 / 70,000 files", "~10", ten, small, up=False)
+    with ours.two_processes() as pool, watched_memory() as peak:
+        small, ten = in_turns(
+            min(place.rounds, 3),
+            lambda: ours.decode_all(pool, folders[0], place.cache, averaged=True),
+            lambda: ours.decode_all(pool, folders[1], place.cache, averaged=True),
+        )
+    note = f"two workers together held {peak[0] / 1e6:.0f} MB at most"
+    yield compared("decode and mean, 700,000 / 70,000", "~10", ten, small, note, up=False)
+
+
+BENCHMARKS = {
+    "decode": bench_decode,
+    "scan": bench_scan,
+    "noop": bench_noop,
+    "edit": bench_edit,
+    "rungs": bench_rungs,
+    "resnet18": bench_resnet18,
+    "convnet": bench_convnet,
+    "cold": bench_cold,
+    "scale": bench_scale,
+}
+OPTIONAL = {"scale"}  # only when named
+
+
+# The result
+
+
+def machine() -> list[str]:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        text = Path("/proc/cpuinfo").read_text()
+        cpu = text.split("model name", 1)[1].split(":", 1)[1].splitlines()[0].strip()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    names = ("torch", "numpy", "pillow", "pyarrow", "prefect")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    return [
+        f"{cpu}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GB; {platform.system()}",
+        f"Python {platform.python_version()}, {', '.join(versions)}",
+        f"load average at the start {os.getloadavg()[0]:.1f}; "
+        f"{datetime.datetime.now(datetime.UTC).date().isoformat()}",
+    ]
+
+
+def written(about: list[str], rows: list[Row]) -> str:
+    """The result as Markdown."""
+    head = ["what", "ours", "other", "ratio", "target", "n", "note"]
+    lines = [head, ["---"] * len(head), *(row.cells() for row in rows)]
+    return "\n".join(
+        [
+            "# Benchmarks",
+            "",
+            "Medians in seconds; the ratio is the median over the rounds, ours and the other way "
+            "taking turns. Run them with `make bench`.",
+            "",
+            *(f"- {line}" for line in about),
+            "",
+            *(f"| {' | '.join(cells)} |" for cells in lines),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Run the benchmarks that were asked for and write their result."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--data", type=Path, help="MNIST's folder, instead of its archive")
+    parser.add_argument("--rounds", type=int, default=5, help="of the short ones")
+    parser.add_argument("--long-rounds", type=int, default=1, help="of the cold pipeline")
+    parser.add_argument("--epochs", type=int, default=41, help="of each small rung")
+    parser.add_argument("--seeds", type=int, default=5, help="of the convnet")
+    parser.add_argument("--dvc", action="store_true", help="install DVC and compare with it")
+    options = parser.parse_args()
+    names = options.names or [name for name in BENCHMARKS if name not in OPTIONAL]
+    if unknown := set(names) - BENCHMARKS.keys():
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    about, rows = machine(), []
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as root:
+        os.environ["STEPLADDER_DATA"] = root
+        place = Place(Path(root), options)
+        for name in names:
+            print(f"{name}: {BENCHMARKS[name].__doc__}", flush=True)
+            for row in BENCHMARKS[name](place):
+                print("  " + " | ".join(row.cells()), flush=True)
+                rows.append(row)
+    (HERE / "benchmarks.md").write_text(written(about, rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Our side, where a benchmark runs stages without the flow: two processes, as in the engine."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import Pool
+from pathlib import Path
+
+import torch
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+from torch import Tensor
+
+from flows.ladder import open_session
+from tasks.baseline import DISTANCES, baseline, mean
+from tasks.caching.plan import asleep
+from tasks.caching.store import Stack
+from tasks.decode import decode
+from tasks.losses import LOSSES
+from tasks.models import MODELS, initialize
+from tasks.scan import Folder, scan
+from tasks.train import OPTIMIZERS, Recipe, forward, new_model, train
+
+
+@contextmanager
+def two_processes() -> Iterator[Pool]:
+    """Two workers with a torch thread each."""
+    context = multiprocessing.get_context("forkserver")
+    with context.Pool(2, torch.set_num_threads, (1,)) as pool:
+        pool.map(time.sleep, [0.5, 0.5], 1)  # started and imported before anything is timed
+        yield pool
+
+
+def decode_folder(folder: Folder, root: Path, averaged: bool = False) -> float:
+    """One decode stage's body, and that of its mean when asked for; gives its CPU seconds."""
+    start = time.process_time()
+    stack = decode.fn(folder.load(root))
+    if averaged:
+        mean.fn(stack)
+    return time.process_time() - start
+
+
+def decode_all(pool: Pool, folders: list[Folder], root: Path, averaged: bool = False) -> float:
+    """Every decode stage's body, side by side; gives their CPU seconds."""
+    body = functools.partial(decode_folder, root=root, averaged=averaged)
+    return sum(pool.map(body, folders, 1))
+
+
+def rung(
+    recipe: Recipe, training: list[Folder], testing: list[Folder], root: Path
+) -> dict[str, Tensor]:
+    """One training stage's body on all of training; gives its weights."""
+    sides = [[_stack(folder, root) for folder in side] for side in (training, testing)]
+    classes = [folder.label for folder in training]
+    result = train.fn(*sides, classes, recipe, "testing")
+    return {name: tensor.clone() for name, tensor in result["weights"].tensors.items()}
+
+
+@functools.cache
+def _stack(folder: Folder, root: Path) -> Stack:
+    return decode.fn(folder.load(root))
+
+
+def rungs(
+    pool: Pool, recipes: list[Recipe], training: list[Folder], testing: list[Folder], root: Path
+) -> list[dict[str, Tensor]]:
+    """Several training stages' bodies, side by side."""
+    body = functools.partial(rung, training=training, testing=testing, root=root)
+    return pool.map(body, recipes, 1)
+
+
+class Steps:
+    """Steps of a recipe on one batch of noise, as the train stage takes them."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.model = new_model(MODELS[recipe.model], (28, 28), 10)
+        initialize(self.model, recipe.init, torch.Generator().manual_seed(0))
+        parameters = list(self.model.parameters())
+        self.optimizer = OPTIMIZERS[recipe.optimizer](parameters, recipe.weight_decay)
+        self.images = torch.randint(256, (recipe.batch_size, 28, 28), dtype=torch.uint8)
+        self.labels = torch.randint(10, (recipe.batch_size,))
+
+    def step(self) -> None:
+        """One step."""
+        logits = forward(self.model, self.images, self.recipe.precision)
+        LOSSES[self.recipe.loss](logits, self.labels, self.recipe.label_smoothing).backward()
+        self.optimizer.step(1e-4)
+
+
+@flow(name="baselines", task_runner=ThreadPoolTaskRunner(max_workers=64))
+def baselines(dataset: Path) -> None:
+    """The ladder's first half: scan to baselines."""
+    session = open_session(dataset, "cpu", [], "")
+    data = scan(dataset, Path(session.settings.cache))
+    training, testing = (
+        [decode[f.label](f) for f in side] for side in (data.training, data.testing)
+    )
+    means = [mean[name](stack) for name, stack in zip(data.classes, training, strict=True)]
+    found = [baseline[d](means, testing, data.classes, d) for d in DISTANCES]
+    session.finish(found[-1])
+
+
+if __name__ == "__main__":
+    with asleep():  # planned first, as the command line does
+        baselines.fn(Path(sys.argv[1]))
+    baselines(Path(sys.argv[1]))

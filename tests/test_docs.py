@@ -1,0 +1,140 @@
+"""The pages show code that is there, commands that work and figures that come out."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_baseline import POST
+from test_ladder import Project, server, write_digits  # noqa: F401 - a fixture
+
+ROOT = Path(__file__).resolve().parents[1]
+FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """A page's fenced blocks: language, what stands after it, text."""
+    return FENCE.findall((ROOT / page).read_text())
+
+
+def body_of(path: Path, name: str) -> list[str]:
+    """The lines of a function or method, named as `Class.method`, below its docstring."""
+    text = path.read_text()
+    node: ast.AST = ast.parse(text)
+    for part in name.split("."):
+        node = next(
+            each for each in ast.iter_child_nodes(node) if getattr(each, "name", None) == part
+        )
+    assert isinstance(node, ast.FunctionDef)
+    first = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
+    return plain(text.splitlines()[first : node.end_lineno])
+
+
+def plain(lines: list[str]) -> list[str]:
+    """Lines without their indentation and the linter's comments."""
+    return [re.sub(r"  # (noqa|type:).*", "", line).strip() for line in lines]
+
+
+SNIPPETS = [block for block in blocks("POST.md") if block[0] == "python"]
+
+
+@pytest.mark.parametrize(("_", "where", "text"), SNIPPETS, ids=[each[1] for each in SNIPPETS])
+def test_a_snippet_is_what_stands_in_the_source(_: str, where: str, text: str) -> None:
+    """Its lines follow each other in the function that it names, in this order, unchanged."""
+    file, _, name = where.partition("::")
+    body, shown = body_of(ROOT / file, name), plain(text.splitlines())
+    starts = [i for i, line in enumerate(body) if line == shown[0]]
+    assert any(body[i : i + len(shown)] == shown for i in starts), "\n".join(body)
+
+
+def test_the_baselines_figures_are_those_that_come_out() -> None:
+    """The table's rows are what a test computes from MNIST itself."""
+    assert len(SNIPPETS) > 10
+    for distance, expected in POST.items():
+        row = re.search(
+            rf"^\| {distance} \| (.*) \|$", (ROOT / "POST.md").read_text(), re.MULTILINE
+        )
+        *digits, mean = map(float, row[1].split(" | "))
+        assert digits == expected
+        assert mean == pytest.approx(sum(expected) / 10, abs=6e-5)
+
+
+@pytest.fixture
+def project(tmp_path: Path, server: dict[str, str]) -> Project:  # noqa: F811 - a fixture
+    """A copy of the project with a dataset so small that a run is all about what runs."""
+    project = Project(tmp_path, server)
+    write_digits(project.data / "sample", classes=3, per_class=24)
+    return project
+
+
+def patch(root: Path, file: str, diff: str) -> None:
+    """Do what a diff block shows: its old lines stand in the file once, and become its new ones."""
+    old = "".join(f"{line[1:]}\n" for line in diff.splitlines() if line[0] != "+")
+    new = "".join(f"{line[1:]}\n" for line in diff.splitlines() if line[0] != "-")
+    text = (root / file).read_text()
+    assert text.count(old) == 1, f"{file} has {text.count(old)} times\n{old}"
+    (root / file).write_text(text.replace(old, new))
+
+
+def follow(project: Project, text: str) -> dict[str, str]:
+    """Type a console line of the page; gives the states of the stages when it is a plan.
+
+    Each line that the page shows of a plan must be in it: state, stage and one of its reasons.
+    """
+    line, *shown = text.splitlines()
+    command = shlex.split(line.removeprefix("$ stepladder "))
+    if command[0] != "plan":
+        project.stepladder(*command)
+        return {}
+    plan = json.loads(project.stepladder(*command, "--json").stdout)["stages"]
+    stages = {each["stage"]: each for each in plan}
+    for each in shown:
+        state, stage, reason = re.split(r"  +", each)
+        assert stages[stage]["state"] == state
+        assert reason in stages[stage]["why"]
+    return {stage: each["state"] for stage, each in stages.items()}
+
+
+def test_adding_a_model_a_loss_and_a_stage(project: Project) -> None:
+    """Followed from top to bottom, each addition runs itself and the report, and nothing else."""
+    sections = (ROOT / "EXTENDING.md").read_text().split("\n## ")
+    assert [section.partition("\n")[0] for section in sections[1:]] == [
+        "A model", "A loss", "A stage", "Together",
+    ]  # fmt: skip
+    expected = {
+        "A model": {"train[wide, cross_entropy, seed 0]", "report"},
+        "A loss": {"train[linear, hinge, seed 0]", "report"},
+        "A stage": {"ink[0]", "ink[1]", "ink[2]"},
+    }
+    for section in sections:
+        title = section.partition("\n")[0]
+        for language, file, text in FENCE.findall(section):
+            if language == "diff":
+                patch(project.root, file, text)
+            elif language == "toml":
+                (project.root / file).write_text(text)
+            elif language == "python":
+                run_python(project, text)
+            else:
+                states = follow(project, text)
+                if states:
+                    assert {
+                        name for name, state in states.items() if state != "cached"
+                    } == expected[title]
+                    assert len(states) >= 6 + 3 + 2 + 1 + 1
+    latest = project.data / "reports" / "sample" / "latest"
+    rungs = json.loads((latest / "results.json").read_text())["rungs"]
+    assert [rung["label"] for rung in rungs] == ["wide, hinge, seed 0"]
+
+
+def run_python(project: Project, text: str) -> None:
+    """Run a script in the copy."""
+    subprocess.run(
+        [sys.executable, "-c", text], cwd=project.root, env=project.environment, check=True
+    )

@@ -1,0 +1,123 @@
+"""The short cut says "nothing changed" only when nothing did."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows import quick
+from flows.quick import Memory, mark_cached
+
+
+@pytest.fixture
+def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Memory]:
+    """A data root, a dataset and sources that a run has left a memory of; gives the next run's."""
+    code = tmp_path / "code"
+    for path in ("tasks/train.py", "flows/ladder.py"):
+        (code / path).parent.mkdir(parents=True)
+        (code / path).write_text("x = 1")
+    monkeypatch.setattr(quick, "_PACKAGES", code)
+    for path in (
+        "images/training/7/1.png",
+        "images/testing/7/1.png",
+        "cache/records/train/a.json",
+        "cache/files/b.arrow",
+        "reports/images/one/report.html",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("content")
+    (tmp_path / "reports/images/latest").symlink_to("one")
+    monkeypatch.setattr(quick, "_YOUNG_NS", 50_000_000)
+    time.sleep(0.1)
+
+    def memory(**options: object) -> Memory:
+        return Memory(tmp_path, tmp_path / "images", {"epochs": None, **options})
+
+    memory().keep(tmp_path / "reports/images/one", stages=5)
+    return memory
+
+
+def test_the_same_again_is_recalled(remembered, tmp_path: Path) -> None:
+    known = remembered().recall()
+    assert known is not None
+    assert known["stages"] == 5
+    assert Path(known["folder"]) == tmp_path / "reports/images/one"
+
+
+def test_other_options_are_another_run(remembered) -> None:
+    assert remembered(epochs=3).recall() is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "code/tasks/train.py",
+        "images/training/7/1.png",
+        "cache/records/train/a.json",
+        "cache/files/b.arrow",
+        "reports/images/one/report.html",
+    ],
+)
+@pytest.mark.parametrize("change", ["edit", "same size, old time", "delete", "add", "rename"])
+def test_any_change_is_seen(remembered, tmp_path: Path, path: str, change: str) -> None:
+    """Sources, images, cached files and the report; an edit under an old mtime shows in ctime."""
+    file = tmp_path / path
+    before = file.stat()
+    if change == "edit":
+        file.write_text("more content")
+    elif change == "same size, old time":
+        file.write_text(file.read_text()[::-1])
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif change == "delete":
+        file.unlink()
+    elif change == "add":
+        file.with_name("new").write_text("new")
+    else:
+        file.rename(file.with_name("other"))
+    assert remembered().recall() is None
+
+
+def test_another_latest_report_is_seen(remembered, tmp_path: Path) -> None:
+    (tmp_path / "reports/images/latest").unlink()
+    (tmp_path / "reports/images/latest").symlink_to("two")
+    assert remembered().recall() is None
+
+
+def test_what_changed_just_before_a_run_is_not_trusted(remembered, tmp_path: Path) -> None:
+    """An image may change again within the same tick of the clock: no memory is left."""
+    (tmp_path / "images/training/7/1.png").write_text("other")
+    memory = remembered()
+    memory.keep(tmp_path / "reports/images/one", stages=5)
+    assert remembered().recall() is None
+
+
+def test_what_changed_during_a_run_is_seen_by_the_next(remembered, tmp_path: Path) -> None:
+    memory = remembered()
+    (tmp_path / "images/training/7/1.png").write_text("other")
+    memory.keep(tmp_path / "reports/images/one", stages=5)
+    assert remembered().recall() is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"folder": 1}', "null"])
+def test_a_damaged_memory_is_no_memory(remembered, tmp_path: Path, text: str) -> None:
+    (path,) = (tmp_path / "cache/quick").iterdir()
+    path.write_text(text)
+    assert remembered().recall() is None
+
+
+def test_rungs_are_noted_as_cached_once(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"rungs": [{"cached": False}, {"cached": True}], "other": 1.5}))
+    mark_cached(tmp_path)
+    assert json.loads(path.read_text()) == {
+        "rungs": [{"cached": True}, {"cached": True}],
+        "other": 1.5,
+    }
+    inode = path.stat().st_ino
+    mark_cached(tmp_path)
+    assert path.stat().st_ino == inode

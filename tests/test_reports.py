@@ -1,0 +1,83 @@
+"""Finding, opening and comparing reports that are already there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_publish import FIRST_RUN, SECOND_RUN, stored
+
+from flows.reports import compare, find_report, has_screen, open_report, print_comparison
+from tasks.caching.store import LadderError
+from tasks.publish import place
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Two runs of one dataset under a data root of their own, the second the latest."""
+    monkeypatch.setenv("STEPLADDER_DATA", str(tmp_path))
+    first = stored(FIRST_RUN, "a" * 64, rights=(0.5, 0.8))
+    return [
+        place(report, {}, tmp_path / "cache") for report in (first, stored(SECOND_RUN, "b" * 64))
+    ]
+
+
+def test_a_run_is_found_by_any_of_its_names(runs: list[Path]) -> None:
+    first, second = runs
+    for name in ("", "shelf", second.name, "shelf/20240102", str(second), f"{second}/report.html"):
+        assert find_report(name) == second, name
+    assert find_report("20240101") == first
+
+
+def test_what_cannot_be_found_is_named_with_what_there_is(runs: list[Path]) -> None:
+    with pytest.raises(LadderError, match="no report of a run 'shelv'; did you mean 'shelf'"):
+        find_report("shelv")
+    with pytest.raises(LadderError, match=r"begins 2 runs; .*shelf/20240102000000-bbbbbbbb"):
+        find_report("2024")
+    with pytest.raises(LadderError, match="there are: shelf, 20240101000000-aaaaaaaa"):
+        find_report("?")
+
+
+def test_without_any_report_the_way_to_one_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEPLADDER_DATA", str(tmp_path))
+    with pytest.raises(LadderError, match="`stepladder run sample` makes one"):
+        open_report()
+
+
+def test_a_browser_opens_only_where_there_is_a_screen(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the path is all there is to give; it is given either way."""
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert not has_screen()
+    assert open_report("shelf") == runs[1] / "report.html"
+    assert opened == []
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert open_report("shelf") == runs[1] / "report.html"
+    assert opened == [(runs[1] / "report.html").as_uri()]
+
+
+def test_two_runs_side_by_side(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    compared = compare("20240101", "20240102")
+    assert (compared["from"], compared["to"]) == tuple(map(str, runs))
+    print_comparison(compared)
+    printed = capsys.readouterr().out
+    assert "linear, cross_entropy, seed 1  80.00%  90.00%   12     0  up, beyond luck" in printed
+    assert "linear, cross_entropy, seed 0  50.00%  50.00%    0     0  unchanged" in printed
+    assert "the same testing images" in printed
+
+
+def test_a_run_of_another_version_is_said_to_be_one(runs: list[Path]) -> None:
+    path = runs[0] / "results.json"
+    results = json.loads(path.read_text())
+    del results["dataset"]["testing_digest"]
+    path.write_text(json.dumps(results))
+    with pytest.raises(LadderError, match="written by another version"):
+        compare("20240101", "20240102")
