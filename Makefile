@@ -15,6 +15,10 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Our stages and the naive way side by side; writes tests/benchmarks/benchmarks.md.
+bench: .venv/ready
+	$(BIN)/python -m tests.benchmarks
+
 # Hundreds of killed runs, flipped bits and full disks instead of a few; takes half an hour.
 faults: .venv/ready
 	STEPLADDER_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py

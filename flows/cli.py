@@ -1,4 +1,4 @@
-"""`stepladder run | plan | why | fetch | cache`: the command line.
+"""`stepladder run | plan | why | open | compare | fetch | cache`: the command line.
 
 Torch and Prefect take seconds to import, so each command imports what it needs.
 """
@@ -13,12 +13,15 @@ import random
 import shlex
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
+
+from flows.quick import Memory, mark_cached
+from tasks.caching.basics import LadderError, StageError, data_root, find_folder
 
 app = cyclopts.App(
     name="stepladder",
@@ -45,7 +48,9 @@ class Options:
     ] = "auto"
     refresh: Annotated[
         tuple[str, ...],
-        Parameter(help='Glob over stage names to run even when cached, such as "train*"'),
+        Parameter(
+            negative="", help='Glob over stage names to run even when cached, such as "train*"'
+        ),
     ] = ()
     recipes: Annotated[
         Path | None, Parameter(help="TOML file of recipes to climb instead of the default ladder")
@@ -72,7 +77,6 @@ class Options:
         }
 
     def _recipes(self) -> list[Any] | None:
-        from tasks.caching.store import LadderError
         from tasks.train import cross, read_recipes
 
         if self.recipes and self.models:
@@ -102,8 +106,16 @@ def run(
     """Climb the ladder on a dataset and write its report; reuse whatever no change can reach."""
     from flows.console import Display, print_ladder
 
+    memory = _memory(dataset, options)
     with Display(quiet=quiet) as display:
-        folder = _climb(options.parameters(dataset), display, audit, verbose=verbose)
+        if memory and not options.refresh and not audit and (known := memory.recall()):
+            folder = known.folder
+            mark_cached(folder)
+            display.states |= dict.fromkeys(known.stages, "cached")
+        else:
+            folder = _climb(options.parameters(dataset), display, audit, verbose=verbose)
+    if memory:
+        memory.keep(folder, list(display.states))
     states = display.states
     ran = [stage for stage, state in states.items() if state == "ran"]
     if json:
@@ -117,6 +129,17 @@ def run(
             print(f"audit: {len(display.audited)} computed again, all came out the same")
 
 
+def _memory(dataset: str, options: Options) -> Memory | None:
+    """What an earlier run with these options may have left, to see at a glance that it holds."""
+    folder = find_folder(dataset)
+    if folder is None:
+        return None
+    given = {name: str(value) for name, value in asdict(options).items()}
+    if options.recipes and options.recipes.is_file():
+        given["recipes"] = options.recipes.read_bytes().hex()
+    return Memory(data_root().resolve(), folder, given)
+
+
 def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: bool) -> Path:
     """Run the flow, unless a look shows that nothing is to be done.  Gives the report's folder."""
     from tasks.caching import process
@@ -126,7 +149,6 @@ def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: boo
     hits = [each.stage for each in planned if each.state == "cached" and each.comparable]
     audited = random.sample(hits, max(0, min(audit, len(hits))))
     if all(each.state == "cached" for each in planned) and not audited:
-        from tasks.caching.store import data_root
         from tasks.publish import place
 
         display.states |= {each.stage: "cached" for each in planned}
@@ -190,7 +212,6 @@ def why(
 ) -> None:
     """Show all that goes into one stage's key, and what differs from the last time."""
     from flows.console import print_why
-    from tasks.caching.store import LadderError
 
     _tame_prefect(verbose=False)
     planned = {each.stage: each for each in _plan(options.parameters(dataset))}
@@ -242,7 +263,6 @@ def gc(
 ) -> None:
     """Remove results that no kept report needs, and what killed runs left behind."""
     from tasks.caching import upkeep
-    from tasks.caching.store import LadderError
 
     if keep_last is None and max_size is None:
         raise LadderError("say what may go: --keep-last N reports, or --max-size 500MB")
@@ -256,7 +276,7 @@ def gc(
 
 
 def _store() -> Any:
-    from tasks.caching.store import LadderError, Store, data_root
+    from tasks.caching.store import Store
 
     root = (data_root() / "cache").resolve()
     if not root.is_dir():
@@ -278,12 +298,43 @@ def fetch(
     """Bring a dataset under the data root: checked, then unpacked."""
     from flows.console import Display
     from tasks.caching.stage import Run
-    from tasks.caching.store import data_root
     from tasks.fetch import fetch as bring
 
     with Display(quiet=quiet) as display:
         folder = bring(name, data_root(), source, sha256, Run(progress=display.progress(name)))
     print(folder)
+
+
+@app.command(name="open")
+def open_(
+    report: Annotated[
+        str, Parameter(help="A dataset, a run or the beginning of its name; the latest if left out")
+    ] = "",
+    /,
+) -> None:
+    """Open a report in the browser, or say where it is where there is no screen."""
+    from flows.reports import open_report
+
+    print(open_report(report))
+
+
+@app.command
+def compare(
+    before: Annotated[str, Parameter(help="A run, the beginning of its name, or a dataset")],
+    now: Annotated[str, Parameter(help="Another")],
+    /,
+    *,
+    json: Annotated[bool, Parameter(negative="", help="Print one JSON object, no table")] = False,
+) -> None:
+    """Hold two runs against each other: which rung moved, and whether beyond noise."""
+    from flows.reports import compare as hold_against
+    from flows.reports import print_comparison
+
+    compared = hold_against(before, now)
+    if json:
+        print(jsonlib.dumps(compared))
+    else:
+        print_comparison(compared)
 
 
 def main() -> None:
@@ -292,10 +343,7 @@ def main() -> None:
         signal.signal(number, _stop)
     try:
         app()
-    except Exception as error:
-        # The imports that bring LadderError take a second, so the name is looked at instead.
-        if type(error).__name__ not in ("LadderError", "DamagedError", "StageError"):
-            raise
+    except (LadderError, StageError) as error:
         _say(str(error))
         sys.exit(1)
 
@@ -314,8 +362,6 @@ def _say(message: str) -> None:
 
 
 def _validation(text: str) -> float | str:
-    from tasks.caching.store import LadderError
-
     if text == "testing":
         return text
     with contextlib.suppress(ValueError):
@@ -325,8 +371,6 @@ def _validation(text: str) -> float | str:
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
-    from tasks.caching.store import LadderError
-
     if text is None:
         return None
     height, _, width = text.partition("x")

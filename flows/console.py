@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,8 +22,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from tasks.caching.plan import FIRST, Planned
-from tasks.caching.upkeep import Held
+if TYPE_CHECKING:
+    from tasks.caching.plan import Planned
+    from tasks.caching.upkeep import Held
 
 
 class Display:
@@ -83,6 +84,8 @@ class Display:
                     if name in self._bars:
                         self._progress.remove_task(self._bars.pop(name))
                     if event == "ran":
+                        from tasks.caching.plan import FIRST
+
                         why = "; ".join(reason for reason in facts["why"] if reason != FIRST)
                         first = self._said.setdefault(why, name)
                         if first != name and len(why) > 40:

@@ -15,8 +15,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from tasks.baseline import DISTANCES, baseline, mean
+from tasks.caching.basics import LadderError, data_root, find_folder
 from tasks.caching.stage import Session, Settings, begin
-from tasks.caching.store import LadderError, data_root
 from tasks.decode import decode
 from tasks.fetch import fetch
 from tasks.publish import publish
@@ -33,35 +33,33 @@ _RUNNER: Any = ThreadPoolTaskRunner(max_workers=256)
 
 @flow(name="ladder", task_runner=_RUNNER, flow_run_name="{dataset}")
 def ladder(
-    dataset: Annotated[
-        str, Field(description="Name of a folder under the data root, or path of any dataset")
-    ] = "mnist",
-    recipes: Annotated[
-        list[Recipe] | None, Field(description="What to train; nothing means the default ladder")
-    ] = None,
-    validation: Annotated[
-        Validation,
-        Field(description='Share of training held out, or "testing" for the post\'s shortcut'),
-    ] = 0.1,
-    epochs: Annotated[
-        int | None, Field(ge=1, description="Train every recipe this long instead of its own")
-    ] = None,
-    only: Annotated[str, Field(description="Glob over recipe names, such as linear*")] = "*",
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], Field(description="auto takes a GPU where there is one")
-    ] = "auto",
-    refresh: Annotated[
-        list[str], Field(description="Globs over stage names to run again even when cached")
-    ] = [],  # noqa: B006 - Prefect copies parameters, and nothing here changes it
-    size: Annotated[
-        tuple[int, int] | None, Field(description="Resize every image to [height, width]")
-    ] = None,
-    command: Annotated[str, Field(description="How to start this run again, for the report")] = "",
+    dataset: str = "mnist",
+    recipes: list[Recipe] | None = None,
+    validation: Validation = 0.1,
+    epochs: Annotated[int | None, Field(ge=1)] = None,
+    only: str = "*",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    refresh: list[str] = [],  # noqa: B006 - Prefect copies parameters, and nothing here changes it
+    size: tuple[int, int] | None = None,
+    command: str = "",
 ) -> str | None:
     """Climb the ladder on a dataset; run again, redo only what a change can reach.
 
     Gives the path of the report's folder.  Raises LadderError for what its user can mend.
+
+    Args:
+        dataset: Name of a folder under the data root, or path of any dataset
+        recipes: What to train; nothing means the default ladder
+        validation: Share of training held out, or "testing" for the post's shortcut
+        epochs: Train every recipe this long instead of its own number
+        only: Glob over recipe names, such as linear*
+        device: auto takes a GPU where there is one
+        refresh: Globs over stage names to run again even when cached
+        size: Resize every image to [height, width]
+        command: How to start this run again, for the report
+
     """
+    # The form in Prefect's UI takes its descriptions from here; it drops those of a Field.
     folder = find_dataset(dataset)
     session = open_session(folder, device, refresh, command)
     chosen = label(select(recipes or default_ladder(), epochs, only))
@@ -86,9 +84,8 @@ def ladder(
 
 def find_dataset(name: str) -> Path:
     """The folder of a dataset: a path, or a name under the data root.  Raises LadderError."""
-    for folder in (data_root() / name, Path(name).expanduser()):
-        if folder.is_dir():
-            return folder.resolve()
+    if folder := find_folder(name):
+        return folder
     if name == "sample":
         return fetch(name, data_root())  # it needs no network
     hint = "`stepladder fetch mnist` brings it" if name == "mnist" else (

@@ -19,10 +19,17 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
 _PACKAGES = Path(__file__).resolve().parents[1]
+
+
+class Known(NamedTuple):
+    """How a run ended that nothing has changed since."""
+
+    folder: Path  # of its report
+    stages: list[str]
 
 
 class Memory:
@@ -38,19 +45,19 @@ class Memory:
         self.started = time.time_ns()
         self.before = self._reads()
 
-    def recall(self) -> dict[str, Any] | None:
-        """The last run's {"folder", "stages"}, when nothing it depends on has changed since."""
+    def recall(self) -> Known | None:
+        """How the last run ended, when nothing that it depends on has changed since."""
         try:
             memory = json.loads(self._path.read_bytes())
             folder = Path(memory["folder"])
             same = self.before and memory["read"] == self.before[0]
             if same and memory["written"] == self._writes(folder):
-                return dict(memory)
+                return Known(folder, [str(name) for name in memory["stages"]])
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return None
 
-    def keep(self, folder: Path, stages: int) -> None:
+    def keep(self, folder: Path, stages: list[str]) -> None:
         """Write down the state that a finished run saw and left."""
         if self.before is None or self.started - self.before[1] < _YOUNG_NS:
             return  # what changed just before the run may have changed again in the same tick

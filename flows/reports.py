@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.caching.store import LadderError, data_root
+from tasks.caching.basics import LadderError, data_root
 
 
 def find_report(run: str = "") -> Path:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.caching.basics import LadderError
 from tasks.caching.stage import stage
-from tasks.caching.store import LadderError, Stack
+from tasks.caching.store import Stack
 
 
 @stage

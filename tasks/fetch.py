@@ -30,8 +30,8 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 from PIL import Image
 
+from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.caching.store import LadderError
 from tasks.scan import layout
 
 TIMEOUT = 30  # seconds without a byte

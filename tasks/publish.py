@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from tasks import pictures, report
+from tasks.caching.basics import LadderError
 from tasks.caching.plan import FIRST, Outcome, Ref
 from tasks.caching.stage import Session
-from tasks.caching.store import LadderError, write_atomic
+from tasks.caching.store import write_atomic
 
 SLOT = b"<!-- compared with the run before -->"  # in report.html; no name can hold its brackets
 BEFORE = b"\n## What ran\n"  # in report.md; no name can hold its line breaks
@@ -44,7 +45,8 @@ def place(ref: Ref, outcomes: Mapping[str, Outcome], cache: Path) -> Path:
     """Write a stored report's files to its folder, restoring what was deleted there.
 
     The folder is named after the run that wrote the report; a later run that changes nothing
-    comes back to it and only notes in results.json that each rung was cached.
+    comes back to it and only notes in results.json that each rung was cached.  What moved since
+    the run before is put into the page, the Markdown and results.json.
     """
     files: dict[str, bytes] = ref.load(cache)
     results = json.loads(files["results.json"])

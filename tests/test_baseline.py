@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tasks.baseline import DISTANCES, baseline, mean
-from tasks.caching.store import LadderError, Stack
+from tasks.caching.basics import LadderError
+from tasks.caching.store import Stack
 from tasks.decode import decode
 from tasks.scan import scan
 

@@ -22,8 +22,9 @@ from PIL import Image
 
 from tasks import decode as chapter
 from tasks import scan as scanning
+from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.caching.store import LadderError, Stack
+from tasks.caching.store import Stack
 from tasks.decode import PLAIN_FILES, decode_rows
 from tasks.scan import Files, Listing
 

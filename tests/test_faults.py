@@ -30,9 +30,10 @@ import torch
 from PIL import Image
 
 from tasks.caching import process
+from tasks.caching.basics import DamagedError, LadderError, StageError
 from tasks.caching.plan import Ref
 from tasks.caching.stage import OBSERVER, Call, Session, Settings, stage
-from tasks.caching.store import DamagedError, LadderError, Stack, Store, Weights
+from tasks.caching.store import Stack, Store, Weights
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"
@@ -99,7 +100,7 @@ def climb(data: Path, stop: str, report: Connection) -> None:
         flow.ladder.fn("tiny", epochs=6, only="linear, cross*")
     except StopHere:
         pass
-    except (LadderError, process.StageError) as mistake:
+    except (LadderError, StageError) as mistake:
         error = str(mistake)
     report.send(("end", error, time.monotonic()))
 

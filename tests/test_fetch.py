@@ -21,8 +21,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tasks import fetch as chapter
+from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.caching.store import LadderError
 from tasks.fetch import Archive, fetch
 
 DATASET = {

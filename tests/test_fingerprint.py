@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tasks.caching import fingerprint as fp
+from tasks.caching.basics import LadderError
 from tasks.caching.stage import stage
-from tasks.caching.store import LadderError, Stack, digest_of
+from tasks.caching.store import Stack, digest_of
 
 HELPERS = '''
 """Helpers."""

@@ -38,15 +38,15 @@ def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
     def memory(**options: object) -> Memory:
         return Memory(tmp_path, tmp_path / "images", {"epochs": None, **options})
 
-    memory().keep(tmp_path / "reports/images/one", stages=5)
+    memory().keep(tmp_path / "reports/images/one", stages=["mean[7]", "report"])
     return memory
 
 
 def test_the_same_again_is_recalled(remembered, tmp_path: Path) -> None:
     known = remembered().recall()
     assert known is not None
-    assert known["stages"] == 5
-    assert Path(known["folder"]) == tmp_path / "reports/images/one"
+    assert known.stages == ["mean[7]", "report"]
+    assert known.folder == tmp_path / "reports/images/one"
 
 
 def test_other_options_are_another_run(remembered) -> None:
@@ -92,14 +92,14 @@ def test_what_changed_just_before_a_run_is_not_trusted(remembered, tmp_path: Pat
     """An image may change again within the same tick of the clock: no memory is left."""
     (tmp_path / "images/training/7/1.png").write_text("other")
     memory = remembered()
-    memory.keep(tmp_path / "reports/images/one", stages=5)
+    memory.keep(tmp_path / "reports/images/one", stages=["mean[7]", "report"])
     assert remembered().recall() is None
 
 
 def test_what_changed_during_a_run_is_seen_by_the_next(remembered, tmp_path: Path) -> None:
     memory = remembered()
     (tmp_path / "images/training/7/1.png").write_text("other")
-    memory.keep(tmp_path / "reports/images/one", stages=5)
+    memory.keep(tmp_path / "reports/images/one", stages=["mean[7]", "report"])
     assert remembered().recall() is None
 
 

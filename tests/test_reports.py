@@ -9,7 +9,7 @@ import pytest
 from test_publish import FIRST_RUN, SECOND_RUN, stored
 
 from flows.reports import compare, find_report, has_screen, open_report, print_comparison
-from tasks.caching.store import LadderError
+from tasks.caching.basics import LadderError
 from tasks.publish import place
 
 

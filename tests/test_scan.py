@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tasks import scan as chapter
+from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.caching.store import LadderError
 from tasks.scan import Dataset, scan
 
 Write = Callable[..., Path]

@@ -15,8 +15,9 @@ import torch
 from pydantic import ValidationError
 from torch.utils.data import DataLoader
 
+from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.caching.store import LadderError, Stack
+from tasks.caching.store import Stack
 from tasks.losses import LOSSES
 from tasks.models import MODELS, initialize
 from tasks.train import (

@@ -13,9 +13,10 @@ import pytest
 
 from flows import cli
 from tasks.caching import process, upkeep
+from tasks.caching.basics import LadderError
 from tasks.caching.plan import Ref
 from tasks.caching.stage import OBSERVER, Call, Run, Settings, stage
-from tasks.caching.store import LadderError, Store
+from tasks.caching.store import Store
 
 HOURS = 3600
 

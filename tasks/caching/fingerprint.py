@@ -32,8 +32,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from tasks.caching.basics import LadderError
 from tasks.caching.plan import is_input
-from tasks.caching.store import LadderError, digest_of
+from tasks.caching.store import digest_of
 
 ENGINE = "tasks.caching"
 _OWN = ("tasks", "flows")

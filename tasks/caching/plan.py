@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from tasks.caching.store import DamagedError, LadderError, Store
+from tasks.caching.basics import DamagedError, LadderError
+from tasks.caching.store import Store
 
 
 class Input(Protocol):

@@ -24,15 +24,11 @@ from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
 from typing import Any
 
-from tasks.caching.store import LadderError
+from tasks.caching.basics import LadderError, StageError
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _ROOT = str(Path(__file__).resolve().parents[2])
 _starting = threading.Lock()
-
-
-class StageError(Exception):
-    """A stage's own code failed; carries the traceback of its process."""
 
 
 class Cores:

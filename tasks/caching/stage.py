@@ -34,6 +34,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 import torch
 
 from tasks.caching import process
+from tasks.caching.basics import DamagedError, LadderError, StageError
 from tasks.caching.fingerprint import check, fingerprint
 from tasks.caching.plan import (
     FIRST,
@@ -49,15 +50,7 @@ from tasks.caching.plan import (
     plain,
     waits_for,
 )
-from tasks.caching.store import (
-    FORMAT,
-    DamagedError,
-    LadderError,
-    Record,
-    Store,
-    content_digest,
-    digest_of,
-)
+from tasks.caching.store import FORMAT, Record, Store, content_digest, digest_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -327,7 +320,7 @@ class Call:
                 self.stage.cores(self.arguments),
                 session.bodies if session else process.Bodies(),
             )
-        except (LadderError, process.StageError) as error:
+        except (LadderError, StageError) as error:
             self._tell("failed", text=str(error))
             raise type(error)(f"{self.name}: {error}") from None
 
@@ -480,7 +473,7 @@ def _failure(future: Any) -> str:
     if not (future.state.is_failed() or future.state.is_crashed()):
         return ""
     error = future.state.result(raise_on_failure=False)
-    mine = isinstance(error, LadderError | process.StageError)
+    mine = isinstance(error, LadderError | StageError)
     return str(error) if mine else f"{future.state.name}: {error}"
 
 

@@ -36,17 +36,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tasks.caching.basics import DamagedError, LadderError
+
 FORMAT = 1  # raise it when files or keys change meaning: every older record then misses
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _YOUNG_NS = 50_000_000  # a file changed this close before it was checked may change again unseen
-
-
-class LadderError(Exception):
-    """A mistake its reader can mend: one line that names the culprit and says what to do."""
-
-
-class DamagedError(LadderError):
-    """A cached file or record is not what was stored."""
 
 
 class Stack(NamedTuple):
@@ -74,13 +68,6 @@ class Record(NamedTuple):
     ingredients: dict[str, Any]  # what went into the key
     files: dict[str, list[int]]  # name -> size, mtime, ctime and inode when last checked
     about: dict[str, Any]  # no part of the result: what its call was named, what it told of its run
-
-
-def data_root() -> Path:
-    """The folder of datasets, cache and reports: STEPLADDER_DATA, or `data/` of the checkout."""
-    chosen = os.environ.get("STEPLADDER_DATA")
-    checkout = Path(__file__).resolve().parents[2] / "data"
-    return Path(chosen).expanduser() if chosen else checkout if checkout.is_dir() else Path("data")
 
 
 def canonical(value: Any) -> bytes:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.caching.store import DamagedError, LadderError, Record, Store
+from tasks.caching.basics import DamagedError, LadderError
+from tasks.caching.store import Record, Store
 
 _HOUR, _DAY = 3600, 86_400
 
