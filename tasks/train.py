@@ -95,6 +95,15 @@ class Recipe(BaseModel):
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of every random draw")
 
+    def remark(self, before: Mapping[str, Any]) -> list[str]:
+        """What going from a recipe's fields to this one's means for a plan, in words."""
+        if self.model_dump(mode="json") | {"epochs": before.get("epochs")} != dict(before):
+            return []
+        if self.schedule != "constant":
+            return [f"starts anew, because {self.schedule} spreads over all epochs"]
+        longer = self.epochs > before["epochs"]
+        return [f"goes on from epoch {before['epochs']}"] if longer else []
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, given: Any) -> Any:

@@ -196,6 +196,20 @@ def test_another_lr_trains_that_recipe_alone(project: Project) -> None:
     assert project.plan_and_run()[1] == set(), "going back finds everything stored"
 
 
+def test_more_epochs_go_on_from_what_is_stored(project: Project) -> None:
+    """Epochs 2 -> 3 under a constant lr trains one epoch, to the bits of three from scratch."""
+    text = project.recipes.read_text()
+    longer = text.replace("epochs = 2\nlr = 1.0", "epochs = 3\nlr = 1.0")
+    project.recipes.write_text(longer)
+    plan, ran = project.plan_and_run()
+    assert ran == {LINEAR, "report"}
+    assert plan[LINEAR]["why"] == ["epochs 2 -> 3", "goes on from epoch 2"]
+    resumed = accuracies(project.results())
+    assert project.plan_and_run("--refresh", LINEAR)[1] == {LINEAR}
+    assert accuracies(project.results()) == resumed, "from scratch it is the same to the bit"
+    project.recipes.write_text(text)
+
+
 @pytest.mark.parametrize("chapter", ["scan", "decode", "baseline", "models", "losses", "train"])
 def test_cosmetic_edits_run_nothing(project: Project, chapter: str) -> None:
     """A comment, a docstring and white space in any chapter reach no stage."""

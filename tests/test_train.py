@@ -563,6 +563,17 @@ def test_more_epochs_go_on_from_a_stored_training(model, fields) -> None:
     assert told[0].startswith("epoch 3 of 4")
 
 
+def test_a_plan_is_told_whether_more_epochs_go_on_or_start_anew() -> None:
+    recipe = quick("linear", epochs=60)
+    before = recipe.model_dump(mode="json") | {"epochs": 41}
+    assert recipe.remark(before) == ["goes on from epoch 41"]
+    assert recipe.remark(before | {"lr": 0.5}) == []
+    assert recipe.remark(before | {"epochs": 80}) == []
+    cyclic = quick("resnet18", epochs=5)
+    (words,) = cyclic.remark(cyclic.model_dump(mode="json") | {"epochs": 4})
+    assert words == "starts anew, because one_cycle spreads over all epochs"
+
+
 @pytest.mark.parametrize("schedule", ["one_cycle", "triangular"])
 def test_a_schedule_that_spans_all_epochs_starts_anew(schedule) -> None:
     def earlier(*_path: str) -> Iterator[Any]:

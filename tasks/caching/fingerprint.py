@@ -131,6 +131,8 @@ def check(fn: Callable[..., Any]) -> None:
             reach = _reach(unit, parameters if unit == start else ())
             waiting += reach.units
             waiting += (choice.registry for choice in reach.choices)
+            # Looked up now, so that processes forked from this one know the versions already.
+            _versions(set(reach.packages))
 
 
 # Modules

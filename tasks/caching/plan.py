@@ -182,7 +182,9 @@ def differences(
         *(
             words
             for name, item in new["parameters"].items()
-            for words in _changed_parameter(name, old["parameters"].get(name), item)
+            for words in _changed_parameter(
+                name, old["parameters"].get(name), item, arguments[name]
+            )
         ),
         *(
             words
@@ -207,11 +209,13 @@ def _changed_items(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[s
             yield f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}"
 
 
-def _changed_parameter(name: str, old: Any, new: Any) -> Iterator[str]:
+def _changed_parameter(name: str, old: Any, new: Any, value: Any) -> Iterator[str]:
     if old == new:
         return
     if isinstance(old, dict) and isinstance(new, dict):
         yield from _changed_items(old, new)
+        if hasattr(value, "remark"):  # a parameter that knows what its change means
+            yield from value.remark(old)
         return
     words = f"{name} {old} -> {new}"
     yield words if len(words) <= 100 else f"{name} changed"
