@@ -227,8 +227,9 @@ def test_a_write_killed_anywhere_stores_all_or_nothing(tmp_path: Path) -> None:
         receiver, sender = CONTEXT.Pipe(duplex=False)
         child = CONTEXT.Process(target=put_forever, args=(tmp_path, sender), daemon=True)
         child.start()
-        receiver.recv()
-        time.sleep(random.uniform(0, 0.1))
+        for _ in range(random.randint(1, 4)):
+            receiver.recv()
+        time.sleep(random.uniform(0, 0.05))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         for path in store.record_paths():

@@ -25,6 +25,7 @@ import operator
 import symtable
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -88,11 +89,19 @@ class Fingerprint(NamedTuple):
     versions: dict[str, str]
 
 
+_TURN = threading.Lock()  # Python 3.11 counts the depth of syntax trees across threads
+
+
 def fingerprint(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Fingerprint:
     """Follow a stage's function as called with these arguments (by parameter name).
 
     Raises LadderError for code that cannot be followed or changed since it was imported.
     """
+    with _TURN:
+        return _followed(fn, arguments)
+
+
+def _followed(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Fingerprint:
     start = Unit(fn.__module__, fn.__qualname__)
     found: dict[Unit, str] = {}
     packages: set[str] = set()

@@ -354,7 +354,8 @@ def run_body(
     store = Store(Path(settings.cache))
     loaded = {name: _load(item, store.root) for name, item in arguments.items()}
     seen: set[str] = set()
-    earlier = functools.partial(_earlier, store, stage.name, look.ingredients)
+    last = store.last(settings.dataset, label) or {"key": ""}
+    earlier = functools.partial(_earlier, store, stage.name, look.ingredients, last["key"])
     run = _Watched(
         seen=seen,
         device=settings.device,
@@ -380,10 +381,10 @@ def run_body(
 
 
 def _earlier(
-    store: Store, stage: str, ingredients: dict[str, Any], *but: str
+    store: Store, stage: str, ingredients: dict[str, Any], last: str, *but: str
 ) -> Iterator[tuple[Any, Any]]:
     """What `Run.earlier` gives, each verified before it is loaded; damaged ones are passed over."""
-    for was, record in store.earlier(stage, ingredients, *but):
+    for was, record in store.earlier(stage, ingredients, *but, first=last):
         with contextlib.suppress(DamagedError):
             verified = store.get(stage, record.key)
             if verified is not None:

@@ -186,16 +186,18 @@ class Store:
         return record
 
     def earlier(
-        self, stage: str, ingredients: dict[str, Any], *but: str
+        self, stage: str, ingredients: dict[str, Any], *but: str, first: str = ""
     ) -> Iterator[tuple[Any, Record]]:
         """The records of a stage, newest first, whose ingredients equal these `but` for one.
+
+        The record with the key `first` comes before all.
 
         `but` is the path to that ingredient, such as "parameters", "recipe", "epochs"; each record
         comes with what it has there.  Records are verified when they are loaded, not here.
         """
         wanted = _without(ingredients, but)
         paths = (self.root / "records" / stage).glob("*.json")
-        for path in sorted(paths, key=_modified, reverse=True):
+        for path in sorted(paths, key=lambda p: (p.stem == first, _modified(p)), reverse=True):
             with contextlib.suppress(DamagedError, KeyError, TypeError):
                 body = _read_checked(path)
                 if body and _without(body["ingredients"], but) == wanted:
