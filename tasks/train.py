@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run, stage
-from tasks.caching.store import Stack, Weights
+from tasks.caching.store import Stack, Weights, write_atomic
 from tasks.losses import LOSSES
 from tasks.models import MODELS, initialize
 
@@ -663,7 +663,7 @@ def go_on(state: State, recipe: Recipe, run: Run) -> None:
 
 
 def save(scratch: Path | None, origin: str, state: State) -> None:
-    """Put a checkpoint into `scratch`, whole or not at all."""
+    """Put a checkpoint into `scratch`, whole or not at all.  Raises LadderError on a full disk."""
     if scratch is None:
         return
     weights = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
@@ -671,9 +671,7 @@ def save(scratch: Path | None, origin: str, state: State) -> None:
     tensors |= moving(state)
     metadata = {"origin": origin, "history": json.dumps(state.history)}
     metadata["digest"] = digest(tensors, metadata)
-    unfinished = scratch / f"checkpoint-{os.getpid()}.part"
-    safetensors.torch.save_file(tensors, unfinished, metadata)
-    unfinished.replace(scratch / "checkpoint.safetensors")
+    write_atomic(scratch / "checkpoint.safetensors", safetensors.torch.save(tensors, metadata))
 
 
 def restore(scratch: Path | None, origin: str, state: State) -> None:
