@@ -210,14 +210,15 @@ def test_more_epochs_go_on_from_what_is_stored(project: Project) -> None:
     project.recipes.write_text(text)
 
 
-@pytest.mark.parametrize("chapter", ["scan", "decode", "baseline", "models", "losses", "train"])
-def test_cosmetic_edits_run_nothing(project: Project, chapter: str) -> None:
-    """A comment, a docstring and white space in any chapter reach no stage."""
-    path = project.root / "tasks" / f"{chapter}.py"
-    source = path.read_text()
-    path.write_text(source.replace('"""', '"""Edited. ', 1) + "\n\n\n# a comment at the end\n")
+def test_cosmetic_edits_run_nothing(project: Project) -> None:
+    """A comment, a docstring and white space in every chapter reach no stage."""
+    sources = {path: path.read_text() for path in (project.root / "tasks").glob("*.py")}
+    for path, source in sources.items():
+        path.write_text(source.replace('"""', '"""Edited. ', 1) + "\n\n\n# a comment at the end\n")
     plan = project.ask("plan")["stages"]
-    path.write_text(source)
+    for path, source in sources.items():
+        path.write_text(source)
+    assert len(sources) > 9
     assert {each["state"] for each in plan} == {"cached"}
 
 
@@ -256,7 +257,6 @@ def test_a_changed_image_reaches_what_is_made_of_it(project: Project) -> None:
     expected = {"decode[training/2]", "mean[2]", "baseline[mae]", "baseline[mse]", "report"}
     assert ran == expected | TRAININGS
     path.write_bytes(old)
-    assert project.plan_and_run()[1] == set()
 
 
 def test_the_same_pixels_in_other_bytes_are_decoded_and_no_more(project: Project) -> None:
