@@ -110,11 +110,12 @@ def run(
     with Display(quiet=quiet) as display:
         if memory and not options.refresh and not audit and (known := memory.recall()):
             folder = known.folder
-            mark_cached(folder)
             display.states |= dict.fromkeys(known.stages, "cached")
+            news = mark_cached(folder)
         else:
             folder = _climb(options.parameters(dataset), display, audit, verbose=verbose)
-    if memory:
+            news = True
+    if memory and news:
         memory.keep(folder, list(display.states))
     states = display.states
     ran = [stage for stage, state in states.items() if state == "ran"]

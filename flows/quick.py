@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tasks.caching.basics import LadderError, write_atomic
+
 _YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
 _PACKAGES = Path(__file__).resolve().parents[1]
 
@@ -67,11 +69,8 @@ class Memory:
             "read": self.before[0],
             "written": self._writes(folder),
         }
-        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-        with contextlib.suppress(OSError):  # a cache that cannot be written only stays slower
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(memory), encoding="utf-8")
-            temporary.replace(self._path)
+        with contextlib.suppress(LadderError):  # a cache that cannot be written only stays slower
+            write_atomic(self._path, json.dumps(memory).encode())
 
     def _reads(self) -> tuple[str, int] | None:
         """What a plan reads, as a digest, and when the latest of it changed, ns since the epoch."""
@@ -98,17 +97,19 @@ class Memory:
         return _digest([latest, kept])
 
 
-def mark_cached(folder: Path) -> None:
-    """Note in a report's results.json that its latest run took every rung from the cache."""
+def mark_cached(folder: Path) -> bool:
+    """Note in a report's results.json that its latest run took every rung from the cache.
+
+    Gives whether that was news.
+    """
     path = folder / "results.json"
     results = json.loads(path.read_text(encoding="utf-8"))
     if all(rung["cached"] for rung in results["rungs"]):
-        return
+        return False
     for rung in results["rungs"]:
         rung["cached"] = True
-    temporary = path.with_name(f".results.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, json.dumps(results, indent=1).encode())
+    return True
 
 
 def _stats(folder: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from tasks import pictures, report
-from tasks.caching.basics import LadderError
+from tasks.caching.basics import LadderError, write_atomic
 from tasks.caching.plan import FIRST, Outcome, Ref
 from tasks.caching.stage import Session
-from tasks.caching.store import write_atomic
 
 SLOT = b"<!-- compared with the run before -->"  # in report.html; no name can hold its brackets
 BEFORE = b"\n## What ran\n"  # in report.md; no name can hold its line breaks

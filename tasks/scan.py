@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tasks.caching.basics import LadderError
+from tasks.caching.basics import LadderError, write_atomic
 from tasks.caching.stage import Run
-from tasks.caching.store import write_atomic
 
 TRAINING = ("training", "train")
 TESTING = ("testing", "test", "valid")

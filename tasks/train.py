@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
 
-from tasks.caching.basics import LadderError
+from tasks.caching.basics import LadderError, write_atomic
 from tasks.caching.stage import Run, stage
-from tasks.caching.store import Stack, Weights, write_atomic
+from tasks.caching.store import Stack, Weights
 from tasks.losses import LOSSES
 from tasks.models import MODELS, initialize
 

@@ -8,12 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tasks.fetch import fetch
 
 MNIST = Path(__file__).parents[2] / "shared" / "mnist_png.tgz"
 MNIST_SHA256 = "b9ddb3f9e8d8ec92b0771df035e9bb4bf7b447bff3b0a5bcb7d97d0256a6f599"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch's threads fight over busy cores; here one is enough."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.caching.basics import DamagedError, LadderError
-from tasks.caching.store import Stack, Store, Weights, write_atomic
+from tasks.caching.basics import DamagedError, LadderError, write_atomic
+from tasks.caching.store import Stack, Store, Weights
 
 VALUE = {
     "stack": Stack(

@@ -41,14 +41,7 @@ from tasks.train import (
     triangular,
 )
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Torch's threads fight over busy cores; here one is enough."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def stack(images: np.ndarray | torch.Tensor) -> Stack:

@@ -1,8 +1,9 @@
-"""What everything else needs and nothing heavy is imported for: the errors, and where data lies."""
+"""What everything needs and nothing heavy is imported for: errors, where data lies, writing."""
 
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 
@@ -31,3 +32,35 @@ def find_folder(dataset: str) -> Path | None:
         if folder.is_dir():
             return folder.resolve()
     return None
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    Raises LadderError that names the path when the disk is full or read-only.
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> LadderError:
+    """The error for a path that cannot be written, with what to do about it."""
+    return LadderError(f"cannot write {path}: {error.strerror}; free some space there, "
+                       "make it writable, or set STEPLADDER_DATA")  # fmt: skip

@@ -21,7 +21,6 @@ import mmap
 import operator
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +35,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tasks.caching.basics import DamagedError, LadderError
+from tasks.caching.basics import DamagedError, LadderError, unwritable, write_atomic
 
 FORMAT = 1  # raise it when files or keys change meaning: every older record then misses
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -81,37 +80,6 @@ def canonical(value: Any) -> bytes:
 def digest_of(value: Any) -> str:
     """Hex sha256 of plain data's canonical JSON."""
     return hashlib.sha256(canonical(value)).hexdigest()
-
-
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
-
-    Raises LadderError that names the path when the disk is full or read-only.
-    """
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> LadderError:
-    return LadderError(f"cannot write {path}: {error.strerror}; free some space there, "
-                       "make it writable, or set STEPLADDER_DATA")  # fmt: skip
 
 
 class Store:
@@ -275,7 +243,7 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             folder = os.open(self.root, os.O_RDONLY)
         except OSError as error:
-            raise _unwritable(self.root, error) from error
+            raise unwritable(self.root, error) from error
         fcntl.flock(folder, fcntl.LOCK_SH)
         return folder
 
@@ -323,7 +291,7 @@ class Store:
                         break
                 os.close(handle)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         try:
             yield
         finally:
@@ -336,7 +304,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise unwritable(folder, error) from error
         return folder
 
     def drop_scratch(self, key: str) -> None:
