@@ -1,4 +1,4 @@
-"""The models: their sizes, their shapes, and the exactness of the small-map convolutions."""
+"""The models: their sizes, their shapes, and the exactness of layers that are our own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.models import MODELS, Conv3x3, initialize
+from tasks.models import MODELS, Conv, Halve, Norm, bilinear, initialize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +26,7 @@ def test_every_model_takes_every_shape(model, shape) -> None:
     [
         ("linear", 784 * 10 + 10),
         ("mlp", 784 * 64 + 64 + 64 * 10 + 10),
-        ("convnet", 25 * 32 + 9 * 32 * 64 + 9 * 64 * 96 + 2 * (32 + 64 + 96) + 864 * 10 + 10),
+        ("convnet", 25 * 16 + 9 * 16 * 48 + 9 * 48 * 96 + 2 * (16 + 48 + 96) + 864 * 10 + 10),
         # torchvision's resnet18 has 11,689,512: less 512 x 990 + 990 for its 1,000 classes, and
         # less two input channels of its 7x7 stem.
         ("resnet18", 11_689_512 - 513 * 990 - 2 * 49 * 64),
@@ -38,25 +38,72 @@ def test_parameter_counts_are_the_known_ones(model, parameters) -> None:
     assert sum(p.numel() for p in built.parameters()) == parameters
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_small_convolutions_are_exact(size, stride) -> None:
-    """The matrix products equal torch's convolution to 1e-12 in fp64, forward and gradients."""
+def lying(x: torch.Tensor, order: str) -> torch.Tensor:
+    """The same maps[B, C, H, W] in another order of memory."""
+    inside = x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+    last = x.contiguous(memory_format=torch.channels_last)
+    return {"plain": x, "channels last": last, "batch inside": inside}[order]
+
+
+ORDERS = ["plain", "channels last", "batch inside"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 1, 0), (3, 2, 1), (1, 2, 0), (1, 1, 0)]
+)
+@pytest.mark.parametrize("height", range(1, 18))
+def test_convolutions_are_exact(height, kernel, stride, padding) -> None:
+    """What multiplies less equals torch's convolution to 1e-12 in fp64, gradients too, any size."""
+    generator = torch.Generator().manual_seed(height)
+    layer = Conv(5, 6, kernel, stride, padding=padding).double()
+    for width in {height, 7}:
+        if min(height, width) + 2 * padding < kernel:
+            continue
+        weight = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64)
+        layer.weight.data.copy_(weight)
+        x = torch.randn(4, 5, height, width, generator=generator, dtype=torch.float64)
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        weight.requires_grad_()
+        here = layer(ours)
+        there = F.conv2d(theirs, weight, stride=stride, padding=padding)
+        towards = torch.randn(there.shape, generator=generator, dtype=torch.float64)
+        found = torch.autograd.grad((here * towards).sum(), (ours, layer.weight))
+        expected = torch.autograd.grad((there * towards).sum(), (theirs, weight))
+        for a, b in zip((here, *found), (there, *expected), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * b.abs().max().item())
+
+
+def test_a_convolution_of_a_7x7_map_multiplies_121_times() -> None:
+    """Tiles of 4 and 3 outputs take 6 and 5 products along each axis, by definition 21."""
+    along = bilinear(7, 3, 1, 1, torch.float32)
+    assert along.a.shape == (7, 11)
+    assert along.b.shape == (11, 7)
+    assert [len(bilinear(size, 3, 1, 1, torch.float32).b) for size in (1, 2, 4)] == [1, 3, 6]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_halving_takes_what_torchs_pooling_takes(order) -> None:
+    """Values and gradients equal max_pool2d's to the bit, ties and odd sizes included."""
     generator = torch.Generator().manual_seed(0)
-    layer = Conv3x3(5, 6, stride).double()
-    weight = torch.randn(6, 5, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    layer.weight.data.copy_(weight.data)
-    x = torch.randn(4, 5, size, size, generator=generator, dtype=torch.float64)
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    here = layer(ours)
-    there = F.conv2d(theirs, weight, stride=stride, padding=1)
-    towards = torch.randn(there.shape, generator=generator, dtype=torch.float64)
+    x = torch.randint(3, (4, 5, 7, 6), generator=generator).float()
+    ours, theirs = lying(x.clone(), order).requires_grad_(), x.requires_grad_()
+    here, there = Halve()(ours), F.max_pool2d(theirs, 2)
+    assert torch.equal(here, there)
+    towards = torch.randn(there.shape, generator=generator)
     (here * towards).sum().backward()
     (there * towards).sum().backward()
-    for a, b in [(here, there), (ours.grad, theirs.grad), (layer.weight.grad, weight.grad)]:
-        assert a is not None
-        assert b is not None
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_norm_is_torchs_batch_norm_and_keeps_the_order(order) -> None:
+    """The same numbers as BatchNorm2d, in training and after it, and no layer turns the maps."""
+    generator = torch.Generator().manual_seed(0)
+    x = lying(torch.randn(4, 5, 3, 2, generator=generator), order)
+    ours, theirs = Norm(5), torch.nn.BatchNorm2d(5, momentum=0.3)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    assert order == "plain" or ours(x).stride() == x.stride()
 
 
 def test_resnet_gradients_are_those_of_plain_convolutions(monkeypatch) -> None:
@@ -73,7 +120,7 @@ def test_resnet_gradients_are_those_of_plain_convolutions(monkeypatch) -> None:
         return [logits.detach(), *(p.grad.clone() for p in model.parameters())]
 
     ours = gradients()
-    monkeypatch.setattr(Conv3x3, "forward", torch.nn.Conv2d.forward)
+    monkeypatch.setattr(Conv, "forward", torch.nn.Conv2d.forward)
     for a, b in zip(ours, gradients(), strict=True):
         assert (a - b).norm() <= 1e-12 * b.norm()
 
