@@ -15,7 +15,9 @@ def one_hot(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
     `smoothing` (0 to 1) of each row's mass is spread evenly over all classes (Szegedy et al.,
     Rethinking the Inception Architecture, section 7).
     """
-    return F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
+    spread = smoothing / classes
+    rows = torch.full((len(labels), classes), spread, device=labels.device)
+    return rows.scatter_(1, labels[:, None], 1 - smoothing + spread)
 
 
 def sigmoid_mse(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import safetensors
@@ -479,10 +479,10 @@ def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
 def forward(model: nn.Module, images: Tensor, precision: str) -> Tensor:
     """images[B, H, W(, 3)] uint8 -> logits[B, C] float32."""
     # On a CPU float32 is the faster one: few have bfloat16 in hardware, and none in `models.Conv`.
-    half = precision == "bfloat16" or (precision == "auto" and images.is_cuda)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-        logits: Tensor = model(images.float() / 255)
-    return logits.float()
+    if precision == "float32" or (precision == "auto" and not images.is_cuda):
+        return cast(Tensor, model(images.float() / 255))
+    with torch.autocast(images.device.type, torch.bfloat16):
+        return cast(Tensor, model(images.float() / 255).float())
 
 
 def probabilities(model: nn.Module, images: Tensor, precision: str) -> Tensor:
