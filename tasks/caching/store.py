@@ -466,11 +466,13 @@ def _ipc(columns: dict[str, pa.Array]) -> memoryview:
 
 def _rows(tensor: Tensor) -> pa.Array:
     """tensor[N, ...] -> an Arrow column of N tensors, sharing memory."""
-    flat = pa.array(tensor.contiguous().numpy().reshape(-1))
+    values = tensor.contiguous().numpy().reshape(-1)
+    # Not pa.array, which would import numpy.ma in each body's process.
+    kind, buffers = pa.from_numpy_dtype(values.dtype), [None, pa.py_buffer(values)]
+    flat = pa.Array.from_buffers(kind, len(values), buffers, 0)
     shape = list(tensor.shape[1:]) or [1]
-    kind = pa.fixed_shape_tensor(flat.type, shape)
     storage = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
-    return pa.ExtensionArray.from_storage(kind, storage)
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(kind, shape), storage)
 
 
 def _stack_bytes(stack: Stack) -> memoryview:
