@@ -20,19 +20,19 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from climbing import climb, write_tiny
 
-from tasks.caching import process
-from tasks.caching.basics import DamagedError, LadderError, StageError
-from tasks.caching.plan import Ref
-from tasks.caching.stage import OBSERVER, Call, Session, Settings, stage
+from tasks.caching.basics import DamagedError, LadderError
+from tasks.caching.stage import OBSERVER, Call, Settings, stage
 from tasks.caching.store import Stack, Store, Weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,9 +43,18 @@ FIGURES: dict[str, Counter[str]] = {}
 TRAIN = "train[linear, cross_entropy, seed 0]"
 random.seed(int(os.environ.get("STEPLADDER_SEED", "0")))
 
-# Daemonic children of a warm fork server: the engine runs stage bodies in them directly.
+# Daemonic children of a fork server that has climbed once: the engine runs stage bodies in them
+# directly, and what they are killed in is the stage itself, not an import.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["flows.ladder"])
+CONTEXT.set_forkserver_preload(["warmed"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm_forks() -> None:
+    """Start the fork server where it finds what it is to import."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with mock.patch.dict(os.environ, PYTHONPATH=paths):
+        forkserver.ensure_running()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,42 +76,9 @@ def figures(request: pytest.FixtureRequest) -> Iterator[None]:
 # A run without Prefect
 
 
-class StopHere(Exception):  # noqa: N818 - no error
-    """The run has come to the stage it was to stop at."""
-
-
-def climb(data: Path, stop: str, report: Connection) -> None:
-    """The flow's own body in this process, up to a stage; tells of each stage that runs.
-
-    Ends with the message ("end", error or "").
-    """
-    from flows import ladder as flow
-
-    def submit(session: Session, task: Any, name: str, arguments: dict[str, Any]) -> Ref:
-        if name == stop:
-            raise StopHere
-        settings = session.settings.__class__(
-            cache=session.settings.cache, dataset="tiny", started="2026-01-01T00:00:00+00:00"
-        )
-        return Call(task.fn.__self__, name, arguments, settings).perform()
-
-    def tell(event: str, name: str, **_facts: Any) -> None:
-        if event in ("runs", "ran", "cached"):
-            report.send((event, name, time.monotonic()))
-
-    OBSERVER.set(tell)
-    os.environ["STEPLADDER_DATA"] = str(data)
-    Session.submit = submit  # type: ignore[method-assign]
-    process.warm_up = lambda: None
-    flow.publish = lambda session, page: None
-    error = ""
-    try:
-        flow.ladder.fn("tiny", epochs=6, only="linear, cross*")
-    except StopHere:
-        pass
-    except (LadderError, StageError) as mistake:
-        error = str(mistake)
-    report.send(("end", error, time.monotonic()))
+def climb_and_tell(data: Path, stop: str, report: Connection) -> None:
+    """Climb in a process of its own."""
+    climb(data, stop, report.send)
 
 
 class Runner:
@@ -115,7 +91,7 @@ class Runner:
     def start(self, stop: str = "") -> tuple[Any, Connection]:
         """Begin a run in a process of its own."""
         receiver, sender = CONTEXT.Pipe(duplex=False)
-        child = CONTEXT.Process(target=climb, args=(self.data, stop, sender), daemon=True)
+        child = CONTEXT.Process(target=climb_and_tell, args=(self.data, stop, sender), daemon=True)
         child.start()
         sender.close()
         return child, receiver
@@ -156,14 +132,7 @@ class Runner:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """Two classes of a dozen small images, never run."""
     data = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for split in ("training", "testing"):
-        for label in ("cat", "dog"):
-            folder = data / "tiny" / split / label
-            folder.mkdir(parents=True)
-            for number in range(12):
-                pixels = generator.integers(0, 256, (8, 8), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
+    write_tiny(data)
     return Runner(data)
 
 
