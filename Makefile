@@ -19,9 +19,9 @@ check: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m tests.benchmarks
 
-# Hundreds of killed runs, flipped bits and full disks instead of a few; takes half an hour.
+# Hundreds of killed runs, damaged files and random edits instead of a few, and a table of them.
 faults: .venv/ready
-	STEPLADDER_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py
+	STEPLADDER_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py tests/test_plan.py
 
 # Installed once; again only when what is installed has changed.
 .venv/ready: pyproject.toml constraints.txt

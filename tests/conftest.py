@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,23 @@ from tasks.fetch import fetch
 
 MNIST = Path(__file__).parents[2] / "shared" / "mnist_png.tgz"
 MNIST_SHA256 = "b9ddb3f9e8d8ec92b0771df035e9bb4bf7b447bff3b0a5bcb7d97d0256a6f599"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the faults' tests have counted, after `make faults`."""
+    if os.environ.get("STEPLADDER_FAULTS") != "full":
+        return
+    from climbing import FIGURES
+
+    columns = ("rounds", "wrong", "crashes", "slowest ms")
+    rows = [("fault", *columns)]
+    for name, counts in FIGURES.items():
+        others = ", ".join(f"{counts[each]} {each}" for each in counts if each not in columns)
+        slowest = str(counts["slowest ms"] or "")
+        rows.append((name, *(str(counts[each]) for each in columns[:3]), slowest, others))
+    width = max(len(row[0]) for row in rows)
+    for name, *cells in rows:
+        terminalreporter.write_line("  ".join([name.ljust(width), *(f"{c:>10}" for c in cells)]))
 
 
 @pytest.fixture

@@ -20,86 +20,50 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from climbing import FIGURES, climb, write_tiny
 
-from tasks.caching import process
 from tasks.caching.basics import DamagedError, LadderError, StageError
-from tasks.caching.plan import Ref
-from tasks.caching.stage import OBSERVER, Call, Session, Settings, stage
+from tasks.caching.stage import OBSERVER, Call, Settings, stage
 from tasks.caching.store import Stack, Store, Weights
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"
 KILLS = 200 if FULL else 5
 DAMAGES = 1000 if FULL else 60
-FIGURES: dict[str, Counter[str]] = {}
 TRAIN = "train[linear, cross_entropy, seed 0]"
 random.seed(int(os.environ.get("STEPLADDER_SEED", "0")))
 
-# Daemonic children of a warm fork server: the engine runs stage bodies in them directly.
+# Daemonic children of a fork server that has climbed once: the engine runs stage bodies in them
+# directly, and what they are killed in is the stage itself, not an import.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["flows.ladder"])
+CONTEXT.set_forkserver_preload(["warmed"])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def figures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Print what was counted, at the end."""
-    yield
-    if not FULL:
-        return
-    width = max(map(len, FIGURES), default=0)
-    lines = [
-        f"{name:{width}}  " + ", ".join(f"{count} {what}" for what, count in counts.items())
-        for name, counts in FIGURES.items()
-    ]
-    # Past pytest's capture, which would keep it for failures.
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\n" + "\n".join(lines))
+def warm_forks() -> None:
+    """Start the fork server where it finds what it is to import."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with mock.patch.dict(os.environ, PYTHONPATH=paths):
+        forkserver.ensure_running()
 
 
 # A run without Prefect
 
 
-class StopHere(Exception):  # noqa: N818 - no error
-    """The run has come to the stage it was to stop at."""
-
-
-def climb(data: Path, stop: str, report: Connection) -> None:
-    """The flow's own body in this process, up to a stage; tells of each stage that runs.
-
-    Ends with the message ("end", error or "").
-    """
-    from flows import ladder as flow
-
-    def submit(session: Session, task: Any, name: str, arguments: dict[str, Any]) -> Ref:
-        if name == stop:
-            raise StopHere
-        settings = session.settings.__class__(
-            cache=session.settings.cache, dataset="tiny", started="2026-01-01T00:00:00+00:00"
-        )
-        return Call(task.fn.__self__, name, arguments, settings).perform()
-
-    def tell(event: str, name: str, **_facts: Any) -> None:
-        if event in ("runs", "ran", "cached"):
-            report.send((event, name, time.monotonic()))
-
-    OBSERVER.set(tell)
-    os.environ["STEPLADDER_DATA"] = str(data)
-    Session.submit = submit  # type: ignore[method-assign]
-    process.warm_up = lambda: None
-    flow.publish = lambda session, page: None
+def climb_and_tell(data: Path, stop: str, report: Connection) -> None:
+    """Climb in a process of its own; the last message is ("end", error or "", when)."""
     error = ""
     try:
-        flow.ladder.fn("tiny", epochs=6, only="linear, cross*")
-    except StopHere:
-        pass
+        climb(data, stop, report.send, epochs=6, only="linear, cross*")
     except (LadderError, StageError) as mistake:
         error = str(mistake)
     report.send(("end", error, time.monotonic()))
@@ -115,7 +79,7 @@ class Runner:
     def start(self, stop: str = "") -> tuple[Any, Connection]:
         """Begin a run in a process of its own."""
         receiver, sender = CONTEXT.Pipe(duplex=False)
-        child = CONTEXT.Process(target=climb, args=(self.data, stop, sender), daemon=True)
+        child = CONTEXT.Process(target=climb_and_tell, args=(self.data, stop, sender), daemon=True)
         child.start()
         sender.close()
         return child, receiver
@@ -156,14 +120,7 @@ class Runner:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """Two classes of a dozen small images, never run."""
     data = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for split in ("training", "testing"):
-        for label in ("cat", "dog"):
-            folder = data / "tiny" / split / label
-            folder.mkdir(parents=True)
-            for number in range(12):
-                pixels = generator.integers(0, 256, (8, 8), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
+    write_tiny(data)
     return Runner(data)
 
 
@@ -191,14 +148,24 @@ def test_a_run_killed_anywhere_leaves_nothing_wrong(tiny: Runner, victim: str, s
     times = [when for _event, name, when in tiny.finish(stop) if name.startswith(kind)]
     seconds = 1.1 * (max(times) - min(times))
     clean = tiny.digests()
-    counts = FIGURES.setdefault(f"kill -9 in {kind}", Counter())
+    counts = FIGURES[f"kill -9 in {kind}"]
     for _ in range(KILLS):
         restore()
-        counts["killed while it ran"] += tiny.kill_in(victim, seconds, stop)
+        counts["hit while it ran"] += tiny.kill_in(victim, seconds, stop)
         counts["rounds"] += 1
-        tiny.finish(stop)
-        assert tiny.digests() == clean
-        counts["equal to a clean run"] += 1
+        start = time.monotonic()
+        try:
+            tiny.finish(stop)
+        except (AssertionError, EOFError):
+            counts["crashes"] += 1
+        slowest(counts, time.monotonic() - start)
+        counts["wrong"] += tiny.digests() != clean
+    assert (counts["crashes"], counts["wrong"]) == (0, 0)
+
+
+def slowest(counts: Counter[str], seconds: float) -> None:
+    """Note how long the next one was kept waiting, at worst."""
+    counts["slowest ms"] = max(counts["slowest ms"], round(seconds * 1000))
 
 
 def put_forever(root: Path, ready: Connection) -> None:
@@ -221,7 +188,7 @@ def big_value(number: int) -> dict[str, Any]:
 
 
 def test_a_write_killed_anywhere_stores_all_or_nothing(tmp_path: Path) -> None:
-    counts = FIGURES.setdefault("kill -9 in cache writes", Counter())
+    counts = FIGURES["kill -9 in cache writes"]
     store = Store(tmp_path)
     for _ in range(KILLS):
         receiver, sender = CONTEXT.Pipe(duplex=False)
@@ -233,13 +200,17 @@ def test_a_write_killed_anywhere_stores_all_or_nothing(tmp_path: Path) -> None:
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         for path in store.record_paths():
-            record = store.get("stage", path.stem, thorough=True)
-            assert same(store.load(record.value), big_value(int(path.stem)))
+            try:
+                record = store.get("stage", path.stem, thorough=True)
+            except DamagedError:  # a record that dangles, or is half there
+                counts["crashes"] += 1
+            else:
+                counts["wrong"] += not same(store.load(record.value), big_value(int(path.stem)))
         counts["rounds"] += 1
         counts["whole records"] += len(store.record_paths())
         counts["half-written files, never looked at"] += len(list(tmp_path.rglob(".*.tmp")))
         shutil.rmtree(tmp_path, ignore_errors=True)  # it may have died before it began
-    counts["wrong"] += 0
+    assert (counts["crashes"], counts["wrong"]) == (0, 0)
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -265,7 +236,7 @@ def test_damage_is_never_a_result_nor_a_crash(tmp_path: Path, pattern: str) -> N
     store.put("stage", "key", value, 1.0, {"inputs": {}})
     path = max(tmp_path.glob(pattern), key=lambda each: each.stat().st_size)
     whole = path.read_bytes()
-    counts = FIGURES.setdefault(f"damage to {pattern}", Counter())
+    counts = FIGURES[f"damage to {pattern}"]
     for number in range(DAMAGES):
         data = bytearray(whole)
         if number % 3:
@@ -279,15 +250,17 @@ def test_damage_is_never_a_result_nor_a_crash(tmp_path: Path, pattern: str) -> N
         counts["rounds"] += 1
         try:
             record = store.get("stage", "key")
+            loaded = store.load(record.value)
         except DamagedError:
             counts["found"] += 1
+        except Exception:
+            counts["crashes"] += 1
         else:
-            assert same(store.load(record.value), value)
-            counts["same value"] += 1
+            counts["the very same value"] += same(loaded, value)
+            counts["wrong"] += not same(loaded, value)
         path.write_bytes(whole)
         assert store.get("stage", "key") is not None
-    counts["wrong"] += 0
-    counts["crashed"] += 0
+    assert (counts["crashes"], counts["wrong"]) == (0, 0)
 
 
 class Bomb:
@@ -349,12 +322,12 @@ def test_planted_records_are_never_loaded(tmp_path: Path) -> None:
     store.put("stage", "key", big_value(0), 1.0, {"inputs": {}})
     path = store.record_path("stage", "key")
     whole = path.read_bytes()
-    counts = FIGURES.setdefault("planted records", Counter())
+    counts = FIGURES["planted records"]
     for data in planted(marker, whole):
         path.write_bytes(data)
         with pytest.raises(DamagedError):
             store.get("stage", "key")
-        counts["refused"] += 1
+        counts["rounds"] += 1
     path.write_bytes(whole)
     for file in (tmp_path / "data" / "cache" / "files").iterdir():
         content = file.read_bytes()
@@ -362,9 +335,8 @@ def test_planted_records_are_never_loaded(tmp_path: Path) -> None:
         with pytest.raises(DamagedError):
             store.get("stage", "key")
         file.write_bytes(content)
-        counts["refused"] += 1
+        counts["rounds"] += 1
     assert not marker.exists()
-    counts["ran code"] += marker.exists()
 
 
 # Several processes
@@ -400,11 +372,11 @@ def test_processes_with_the_same_key_compute_it_once(tmp_path: Path, count: int)
         states = Counter(state for state, _digest in results)
         assert states == {"ran": 1, "cached": count - 1}
         assert len({digest for _state, digest in results}) == 1
-        FIGURES.setdefault(f"{count} processes, same key", Counter()).update(states)
+        FIGURES[f"{count} processes, same key"].update({"rounds": 1, **states})
 
 
 def test_a_killed_holder_of_a_lock_delays_nobody(tmp_path: Path) -> None:
-    counts = FIGURES.setdefault("lock of a killed holder", Counter())
+    counts = FIGURES["lock of a killed holder"]
     for number in range(20 if FULL else 2):
         _receiver, sender = CONTEXT.Pipe(duplex=False)
         holder = CONTEXT.Process(
@@ -421,7 +393,7 @@ def test_a_killed_holder_of_a_lock_delays_nobody(tmp_path: Path) -> None:
         holder.join()
         assert delay < 10
         counts["rounds"] += 1
-        counts["slowest, ms"] = max(counts["slowest, ms"], round(delay * 1000))
+        slowest(counts, delay)
 
 
 def test_bodies_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:
@@ -600,7 +572,7 @@ def test_a_killed_prefect_server_costs_no_finished_stage(tiny: Runner, tmp_path:
     again, _errors = stepladder(tiny, tmp_path, epochs=3000).communicate()
     assert json.loads(again)["stages"]["cached"] >= len(finished)
     assert tiny.digests().items() >= finished.items()
-    FIGURES["temporary server killed"] = Counter({"stages kept": len(finished)})
+    FIGURES["temporary server killed"].update({"rounds": 1, "stages kept": len(finished)})
 
 
 @pytest.mark.skipif(not FULL, reason="takes a minute: make faults")
@@ -614,9 +586,8 @@ def test_a_stopped_run_ends_at_once_and_whole(tiny: Runner, tmp_path: Path, numb
     os.kill(run.pid, number) if number == signal.SIGTERM else os.killpg(run.pid, number)
     start = time.monotonic()
     printed, errors = run.communicate(timeout=20)
-    FIGURES.setdefault("stopped run", Counter())[f"ms after {number.name}"] = round(
-        (time.monotonic() - start) * 1000
-    )
+    FIGURES["stopped run"]["rounds"] += 1
+    slowest(FIGURES["stopped run"], time.monotonic() - start)
     assert (printed, run.returncode) == ("", 128 + number)
     assert errors.strip().splitlines()[-1].startswith("stepladder: stopped; what had finished")
     while [pid for pid in children if running(pid)]:

@@ -8,20 +8,22 @@ fork of a process that has torch imported, so that edited code is imported anew 
 from __future__ import annotations
 
 import ast
-import contextlib
-import functools
 import json
 import os
+import py_compile
 import random
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import Any
 
 import numpy as np
 import pytest
+from climbing import FIGURES
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,10 +36,8 @@ CHAPTERS = ("decode", "baseline", "models", "losses", "train")
 
 
 def serve() -> None:
-    """Answer requests on standard input, each in a fork that imports the scratch copy."""
-    import matplotlib.figure  # noqa: F401 - what the chapters import, before the forks
-    import prefect.task_runners  # noqa: F401
-    import torch.optim  # noqa: F401
+    """Answer requests on standard input, each in a warm fork that imports the scratch copy."""
+    import warmed  # noqa: F401 - climbs once
 
     for line in sys.stdin:
         if os.fork() == 0:
@@ -47,49 +47,37 @@ def serve() -> None:
         os.wait()
 
 
-class StopHere(Exception):  # noqa: N818 - no error
-    """The run has come to the stage it was to stop at."""
-
-
 def climb_thrice(project: str, data: str, clean: str) -> dict[str, Any]:
     """The plan, what a run then did, and what a run from an empty cache gave."""
+    from importlib import metadata
+
+    from tasks.caching.source import distributions
+
+    installed = distributions()
+    metadata.packages_distributions = lambda: installed  # which takes longer than all the rest
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in ("flows", "tasks", "climbing"):
+            del sys.modules[name]
     sys.path.insert(0, project)
-    from flows import ladder as flow
-    from tasks.caching import process, stage
+    from climbing import climb
+
+    from flows.ladder import ladder
     from tasks.caching.plan import asleep
     from tasks.train import read_recipes
 
-    recipes = read_recipes(Path(project) / "recipes.toml")
-    done: dict[str, Any] = {}
-
-    def submit(session: Any, stop: str, chosen: Any, name: str, arguments: Any) -> Any:
-        if name == stop:
-            raise StopHere
-        done[name] = stage.Call(chosen, name, arguments, session.settings).perform()
-        return done[name]
-
-    def run_here(target: Any, arguments: Any, progress: Any, cores: int, _bodies: Any) -> Any:
-        return process._function(target)(*arguments, progress=progress, cores=cores)
-
-    stage.Stage.task = property(lambda self: self)  # type: ignore[assignment, method-assign]
-    stage.OBSERVER.set(lambda *_event, **_facts: None)
-    process.run = run_here
-    process.warm_up = lambda: None
-    flow.publish = lambda _session, _page: None
-
-    def climb(root: str, stop: str = "") -> dict[str, Any]:
-        os.environ["STEPLADDER_DATA"] = root
-        done.clear()
-        stage.Session.submit = functools.partialmethod(submit, stop)  # type: ignore[assignment]
-        with contextlib.suppress(StopHere):
-            flow.ladder.fn("tiny", recipes=recipes)
-        return {name: [ref.outcome.state, ref.key, ref.digest] for name, ref in done.items()}
-
+    options = {"recipes": read_recipes(Path(project) / "recipes.toml")}
     os.environ["STEPLADDER_DATA"] = data
     with asleep() as planned:
-        flow.ladder.fn("tiny", recipes=recipes)
-    plan = {each.stage: [each.state, list(each.why)] for each in planned}
-    return {"plan": plan, "run": climb(data), "clean": climb(clean, "report")}
+        ladder.fn("tiny", **options)
+    return {
+        "plan": {each.stage: [each.state, list(each.why)] for each in planned},
+        "run": _told(climb(Path(data), **options)),
+        "clean": _told(climb(Path(clean), "report", **options)),
+    }
+
+
+def _told(done: dict[str, Any]) -> dict[str, Any]:
+    return {name: [ref.outcome.state, ref.key, ref.digest] for name, ref in done.items()}
 
 
 # Edits
@@ -112,6 +100,8 @@ class World:
                 for number in range(8):
                     self._paint(self.data / "tiny" / split / label / f"{number}.png")
         self._write_recipes()
+        for path in sorted(root.rglob("*.py")):
+            self._write_source(path, path.read_text())
 
     def edit(self) -> str:
         """Make one random edit; gives what it was."""
@@ -190,13 +180,39 @@ class World:
         text = ast.parse(f"'Edit {self.random.randrange(100)}.'").body
         return self._rewrite(lambda body: text + body)
 
+    def edit_comment(self) -> str:
+        """A comment and an empty line more: nothing that counts."""
+        path = self._chapter()
+        line = f"# Edit {self.random.randrange(100)}.\n\n"
+        lines = [each for each in path.read_text().splitlines(True) if "# Edit " not in each]
+        at = next(i for i, each in enumerate(lines) if each.startswith("def "))
+        self._write_source(path, "".join([*lines[:at], line, *lines[at:]]))
+        return path.stem
+
+    def change_constant(self) -> str:
+        """Another value of a constant that changes no result: another key alone."""
+        path = self.root / "tasks" / "decode.py"
+        value = self.random.choice((127, 128, 129))
+        text = re.sub(r"^LOOKS = \d+", f"LOOKS = {value}", path.read_text(), flags=re.MULTILINE)
+        assert f"LOOKS = {value}" in text
+        self._write_source(path, text)
+        return f"LOOKS {value}"
+
+    def _chapter(self) -> Path:
+        return self.root / "tasks" / f"{self.random.choice(CHAPTERS)}.py"
+
+    def _write_source(self, path: Path, text: str) -> None:
+        """Write a source and its bytecode, which is told apart by content instead of by time."""
+        path.write_text(text)
+        py_compile.compile(str(path), invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+
     def _rewrite(self, change: Callable[[list[ast.stmt]], list[ast.stmt]]) -> str:
-        path = self.root / "tasks" / f"{self.random.choice(CHAPTERS)}.py"
+        path = self._chapter()
         tree = ast.parse(path.read_text())
         function = self.random.choice([n for n in tree.body if isinstance(n, ast.FunctionDef)])
         bare = function.body[ast.get_docstring(function) is not None :]
         function.body = change([each for each in bare if "_edited" not in ast.unparse(each)])
-        path.write_text(ast.unparse(tree))
+        self._write_source(path, ast.unparse(tree))
         return f"{path.stem}.{function.name}"
 
     def change_arithmetic(self) -> str:
@@ -207,7 +223,7 @@ class World:
         constants = [n for n in ast.walk(mean) if isinstance(n, ast.Constant)]
         [divisor] = [n for n in constants if n.value in (254, 255)]
         divisor.value = self.random.choice((254, 255))
-        path.write_text(ast.unparse(tree))
+        self._write_source(path, ast.unparse(tree))
         return f"divisor {divisor.value}"
 
     def lose_cached_file(self) -> str:
@@ -226,6 +242,13 @@ class World:
         path.write_bytes(data)
         return str(path.relative_to(self.data))
 
+    def cut_cached_file(self) -> str:
+        """The end of any file of the cache cut off."""
+        files = sorted(path for path in (self.data / "cache").rglob("*") if path.is_file())
+        path = self.random.choice([each for each in files if each.stat().st_size])
+        os.truncate(path, self.random.randrange(path.stat().st_size))
+        return str(path.relative_to(self.data))
+
 
 LOSSES = ("cross_entropy", "softmax_mse")
 EDITS = (
@@ -240,9 +263,12 @@ EDITS = (
     World.edit_helper,
     World.edit_helper,
     World.edit_docstring,
+    World.edit_comment,
+    World.change_constant,
     World.change_arithmetic,
     World.lose_cached_file,
     World.damage_cached_file,
+    World.cut_cached_file,
 )
 
 
@@ -251,7 +277,7 @@ def climbs() -> Iterator[Callable[..., dict[str, Any]]]:
     """Ask the server below."""
     server = subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
     )  # fmt: skip
 
     def ask(**request: str) -> dict[str, Any]:
@@ -289,6 +315,7 @@ def test_the_plan_keeps_its_word_and_reuse_never_shows(
             assert promise != "will run" or state == "ran", f"{name} did not, {why}; {story}"
             if name != "report":  # it tells of its own run
                 assert [key, digest] == found["clean"][name][1:], f"{name}; {story}"
+        FIGURES["random edits: plan, run, clean run"]["rounds"] += 1
         log.append(world.edit())
     assert min(states.values()) > STEPS, "both happen often enough to mean something"
 

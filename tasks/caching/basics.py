@@ -34,9 +34,10 @@ def find_folder(dataset: str) -> Path | None:
     return None
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
+def write_atomic(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
+    Without `durable` no fsync is waited for: a power cut may cost the file, a kill may not.
     Raises LadderError that names the path when the disk is full or read-only.
     """
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -46,16 +47,18 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             with open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if durable:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         raise unwritable(path, error) from error
 

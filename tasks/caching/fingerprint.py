@@ -1,15 +1,18 @@
 """What code a stage reaches: every function, class and constant of this project that it names.
 
-The source is followed by name, never run: from the stage's function through module globals,
-imports, aliases and attributes of project modules, to the end.  A registry, a dict or tuple
-written out at module level and subscripted by a parameter (`LOSSES[recipe.loss]`), is followed
-into the chosen entry alone.  Other people's code counts by its distribution's version.  The engine
-itself (`tasks.caching`) is not followed: `store.FORMAT` stands for it.
+1. `fingerprint` goes from the stage's function to every *unit*, a name of a project module, that
+   it reaches by its source, by what it is in memory, and by what arrives as an argument.
+2. A unit's source counts as its cleaned text.  The names it takes from its module lead to further
+   units, through imports, aliases and attributes of modules, or to packages of others, which
+   count by their distribution's version (`_reach`).
+3. A registry, a dict or tuple written out at module level and subscripted by a parameter
+   (`LOSSES[recipe.loss]`), leads to the chosen entry alone (`_choices`).
+4. Memory tells what source may not: the text of a constant that was read from a file, the
+   functions that a decorator has put into a dict (`_Memory`).  It is held against the source too,
+   so that an edit made after the import can never give a new key to what old code computed.
 
-What is hashed is the syntax tree as text, without comments, docstrings, annotations of functions
-and formatting.  What cannot be followed is refused where it stands.  Before a fingerprint is used,
-the functions in memory are held against the source on disk, so that an edit made after the import
-can never give a new key to what old code computed.
+What cannot be followed is refused with its line, where the stage is defined.  The engine itself
+(`tasks.caching`) is not followed: `store.FORMAT` stands for it.
 """
 
 from __future__ import annotations
@@ -18,40 +21,28 @@ import ast
 import builtins
 import functools
 import hashlib
+import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import operator
-import symtable
+import re
 import sys
-import sysconfig
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from types import CodeType, FunctionType
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel
+from torch import Tensor
 
+from tasks.caching import source
 from tasks.caching.basics import LadderError
 from tasks.caching.plan import is_input
-from tasks.caching.store import digest_of
 
 ENGINE = "tasks.caching"
-_OWN = ("tasks", "flows")
-_OPAQUE = {"eval", "exec", "compile", "globals", "locals", "vars", "__import__"}
-_DYNAMIC = {"getattr", "setattr", "delattr"}
-# Code that reaches other code by these, or reads what is not fingerprinted.
-_HIDDEN = {
-    "__dict__",
-    "__doc__",
-    "__annotations__",
-    "__globals__",
-    "__subclasses__",
-    "import_module",
-}
-_LOADERS = {"importlib.import_module", "importlib.reload", "sys.modules", "builtins.__import__",
-            "builtins.eval", "builtins.exec"}  # fmt: skip
+_TURN = threading.RLock()  # Python 3.11 counts the depth of syntax trees across threads
+_DATA = bool | int | float | str | bytes | tuple | list | dict | set | frozenset | np.ndarray
 
 
 class Unit(NamedTuple):
@@ -73,13 +64,13 @@ class Choice(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """What one unit is and what it names."""
+    """What one unit's source is and what it names."""
 
     digest: str
     units: frozenset[Unit]
     packages: frozenset[str]  # top-level names of other people's packages
     choices: frozenset[Choice]
-    attributes: frozenset[str]  # names of all attributes it mentions
+    words: frozenset[str]  # its attributes and the words of its texts: what may name a method
 
 
 class Fingerprint(NamedTuple):
@@ -89,39 +80,30 @@ class Fingerprint(NamedTuple):
     versions: dict[str, str]
 
 
-_TURN = threading.Lock()  # Python 3.11 counts the depth of syntax trees across threads
-
-
 def fingerprint(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Fingerprint:
     """Follow a stage's function as called with these arguments (by parameter name).
 
     Raises LadderError for code that cannot be followed or changed since it was imported.
     """
-    with _TURN:
-        return _followed(fn, arguments)
-
-
-def _followed(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Fingerprint:
     start = Unit(fn.__module__, fn.__qualname__)
     found: dict[Unit, str] = {}
     packages: set[str] = set()
-    attributes: set[str] = set()
+    words: set[str] = set()
     waiting = [start]
-    while waiting:
+    with _TURN:
         while waiting:
             unit = waiting.pop()
-            if unit in found:
-                continue
-            reach = _reach(unit, tuple(arguments) if unit == start else ())
-            _check_in_memory(unit)
-            found[unit] = reach.digest + _live_value(unit)
-            packages |= reach.packages
-            attributes |= reach.attributes
-            waiting += reach.units
-            waiting += (_chosen(choice, arguments) for choice in reach.choices)
-        waiting += [unit for unit in _methods(arguments, attributes) if unit not in found]
-    code = {str(unit): digest for unit, digest in sorted(found.items())}
-    return Fingerprint(code, _versions(packages))
+            if unit not in found:
+                reach = _reach(unit, tuple(arguments) if unit == start else ())
+                memory = _Memory(unit)
+                found[unit] = reach.digest + memory.digest
+                packages |= reach.packages
+                words |= reach.words | memory.words
+                waiting += reach.units | memory.units
+                waiting += (_chosen(choice, arguments) for choice in reach.choices)
+            if not waiting:
+                waiting += (each for each in _brought(arguments, words) if each not in found)
+        return Fingerprint({str(unit): found[unit] for unit in sorted(found)}, _versions(packages))
 
 
 def check(fn: Callable[..., Any]) -> None:
@@ -131,518 +113,185 @@ def check(fn: Callable[..., Any]) -> None:
                           "where its process cannot find it; move it to module level")  # fmt: skip
     parameters = tuple(inspect.signature(fn).parameters)
     start = Unit(fn.__module__, fn.__qualname__)
-    seen: set[Unit] = set()
-    waiting = [start]
-    while waiting:
-        unit = waiting.pop()
-        if unit not in seen:
-            seen.add(unit)
+    waiting, seen = [start], {start}
+    with _TURN:
+        for unit in waiting:
             reach = _reach(unit, parameters if unit == start else ())
-            waiting += reach.units
-            waiting += (choice.registry for choice in reach.choices)
+            new = (reach.units | {choice.registry for choice in reach.choices}) - seen
+            waiting += new
+            seen |= new
             # Looked up now, so that processes forked from this one know the versions already.
-            _versions(set(reach.packages))
+            _versions(reach.packages)
 
 
-# Modules
-
-
-Imports = dict[str, set[tuple[str, str]]]  # name -> each (module, attribute or "") it may come from
-
-
-class _Module(NamedTuple):
-    name: str
-    path: str
-    tree: ast.Module
-    code: CodeType
-    bindings: dict[str, list[ast.stmt]]  # name -> the top-level statements that make or change it
-    imports: Imports
-
-
-@functools.cache
-def _module(name: str) -> _Module:
-    path = _origin(name)
-    source = Path(path).read_bytes()
-    tree = ast.parse(source, path)
-    bindings: dict[str, list[ast.stmt]] = {}
-    imports: Imports = {}
-    for statement in tree.body:
-        for node in _import_nodes(statement):
-            _add(imports, _imported(node, name, path))
-    for statement in tree.body:
-        for bound in _touched(statement):
-            bindings.setdefault(bound, []).append(statement)
-    return _Module(name, path, tree, compile(source, path, "exec"), bindings, imports)
-
-
-def _origin(name: str) -> str:
-    loaded = getattr(sys.modules.get(name), "__file__", None)
-    if loaded:
-        return str(loaded)
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.origin:
-        raise LadderError(f"the source of {name} cannot be found, so its changes would be missed")
-    return spec.origin
-
-
-@functools.cache
-def _is_ours(name: str) -> bool:
-    """Whether a module is project code: not the standard library, not an installed distribution."""
-    top = name.partition(".")[0]
-    if top in _OWN:
-        return True
-    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
-        return False
-    try:
-        origin = Path(_origin(top)).resolve()
-    except (LadderError, ValueError):
-        return False
-    installed = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}
-    return not any(origin.is_relative_to(folder) for folder in installed)
-
-
-def _import_nodes(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The imports of a top-level statement; those inside functions belong to the functions."""
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        yield node
-    elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        for child in ast.iter_child_nodes(node):
-            yield from _import_nodes(child)
-
-
-def _imported(
-    node: ast.Import | ast.ImportFrom, module: str, path: str
-) -> dict[str, tuple[str, str]]:
-    if isinstance(node, ast.Import):
-        return {
-            alias.asname or alias.name.partition(".")[0]: (
-                alias.name if alias.asname else alias.name.partition(".")[0],
-                "",
-            )
-            for alias in node.names
-        }
-    source = node.module or ""
-    if node.level:
-        # A package's own module counts as one of its modules.
-        inner = f"{module}." if Path(path).name == "__init__.py" else module
-        package = inner.rsplit(".", node.level)[0]
-        source = f"{package}.{source}" if source else package
-    if any(alias.name == "*" for alias in node.names):
-        raise LadderError(f"{path}:{node.lineno}: `from {source} import *` cannot be followed; "
-                          "import the names it uses")  # fmt: skip
-    return {alias.asname or alias.name: (source, alias.name) for alias in node.names}
-
-
-def _add(imports: Imports, more: dict[str, tuple[str, str]]) -> None:
-    """A name that several imports bind, as in `try: ... except ImportError:`, may be any."""
-    for name, source in more.items():
-        imports[name] = imports.get(name, set()) | {source}
-
-
-def _touched(statement: ast.stmt) -> set[str]:
-    """The names that a top-level statement makes or may change."""
-    match statement:
-        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            return {statement.name}
-        case ast.Import() | ast.ImportFrom():
-            return set()
-        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-            return {name}
-        case ast.Assign(targets=[ast.Subscript(value=ast.Name(id=name))]):
-            return {name}  # LOSSES["l1"] = l1 changes LOSSES, not l1
-        case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
-            return set()  # the script's entry is no part of the module
-    # Anything else, such as a loop that fills a dict, may change all it names.
-    found = set()
-    for node in ast.walk(statement):
-        match node:
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                found.add(name)
-            case ast.ClassDef(name=name) | ast.Name(id=name):
-                found.add(name)
-    for conditional in _import_nodes(statement):
-        found |= {each.asname or each.name.partition(".")[0] for each in conditional.names}
-    return found
-
-
-# Units
+# By source
 
 
 @functools.cache
 def _reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
-    module = _module(unit.module)
-    nodes = _nodes(module, unit)
-    statements = [_cleaned(node) for node in nodes]
-    text = "\n".join(ast.unparse(statement) for statement in statements)
-    names = _global_names(text, {*module.bindings, *module.imports})
-    for original in nodes:
-        _refuse_opaque(original, names, module)
-    local: Imports = {}
-    for node in (node for statement in statements for node in ast.walk(statement)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            _add(local, _imported(node, unit.module, module.path))
-    names |= set(local)
+    module = source.read(unit.module)
+    statements = source.statements(*unit)
+    if not statements:
+        raise LadderError(f"{module.path}: `{unit.name}` is not defined at module level, so its "
+                          "changes would be missed; define it there")  # fmt: skip
+    text = "\n".join(map(source.cleaned, statements))
+    nodes = list(ast.walk(ast.parse(text)))
+    within = source.imports_among(nodes, unit.module, module.path)
+    names = source.global_names(text, {*module.bindings, *module.imports}) | within.keys()
     imports = {  # of several methods one may mean the module's name, another its own
-        name: module.imports.get(name, set()) | local.get(name, set())
-        for name in {*module.imports, *local}
+        name: module.imports.get(name, set()) | within.get(name, set())
+        for name in {*module.imports, *within}
     }
-    units: set[Unit] = set()
-    packages: set[str] = set()
-    choices: set[Choice] = set()
-    chosen = _choices(statements, module, imports, parameters)
-    for name in sorted(names):
-        if name in chosen:
-            choices |= chosen[name]
-            continue
-        if name in imports:
-            for target in _follow(name, imports[name], statements, module):
-                if isinstance(target, Unit):
-                    units.add(target)
-                else:
-                    packages.add(target)
+    for statement in statements:
+        source.refuse_opaque(statement, names, module, imports)
+
+    chosen = _choices(nodes, source.steady(text, parameters), module, imports)
+    targets: set[Unit | str] = set()
+    for name in sorted(names - chosen.keys()):
         if name in module.bindings:
-            units.add(Unit(unit.module, name))
+            targets.add(Unit(unit.module, name))
         elif name not in imports and not hasattr(builtins, name) and name != "__file__":
             raise LadderError(f"{module.path}: {unit.name} names `{name}`, which the module does "
                               "not define, so it cannot be followed")  # fmt: skip
-    attributes = {
-        attribute
-        for statement in statements
-        for node in ast.walk(statement)
-        for attribute in _mentioned(node)
-    }
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        for origin in imports.get(name, ()):
+            targets |= {*_targets(name, *origin, nodes, module.path)}
     return Reach(
-        digest,
-        frozenset(units - {unit}),
-        frozenset(packages),
-        frozenset(choices),
-        frozenset(attributes),
+        hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16],
+        frozenset(each for each in targets - {unit} if isinstance(each, Unit)),
+        frozenset(each for each in targets if isinstance(each, str)),
+        frozenset(choice for name in names & chosen.keys() for choice in chosen[name]),
+        frozenset(word for node in nodes for word in _words(node)),
     )
 
 
-def _mentioned(node: ast.AST) -> Iterator[str]:
-    """The attribute that an expression reads, also by `getattr` with the name written out."""
+def _words(node: ast.AST) -> Iterable[str]:
     match node:
         case ast.Attribute(attr=name):
-            yield name
-        case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), *_]):
-            yield name
+            return (name,)
+        case ast.Constant(value=str(text)):
+            return re.findall(r"\w+", text)
+    return ()
 
 
-def _nodes(module: _Module, unit: Unit) -> list[ast.stmt]:
-    """The statements a unit consists of: those that bind the name, a method, a registry's entry."""
-    name, _, key = unit.name.partition("[")
-    if key:
-        entry = _entries(module, name)[ast.literal_eval(key[:-1])]
-        return [ast.copy_location(ast.Expr(entry), entry)]
-    top, *inner = name.replace(".<locals>", "").split(".")
-    nodes = module.bindings.get(top, [])
-    for part in inner:
-        nodes = [
-            child
-            for node in nodes
-            for child in ast.walk(node)
-            if isinstance(child, ast.FunctionDef | ast.ClassDef) and child.name == part
-        ]
-    if not nodes:
-        raise LadderError(f"{module.path}: `{unit.name}` is not defined at module level, so its "
-                          "changes would be missed; define it there")  # fmt: skip
-    return nodes
-
-
-class _Cleaner(ast.NodeTransformer):
-    """Drops what changes no result: docstrings, and annotations of functions and variables.
-
-    A class keeps the annotations in its body, which define the fields of a dataclass or model.
-    """
-
-    def _body(self, node: Any, within_class: bool) -> Any:
-        if ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-        outer, self.within_class = self.within_class, within_class
-        self.generic_visit(node)
-        self.within_class = outer
-        return node
-
-    within_class = False
-    fields_only = False
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
-        node.returns = None
-        return self._body(node, within_class=False)
-
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> Any:
-        node.returns = None
-        return self._body(node, within_class=False)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
-        # A tuple's or dataclass's annotations name its fields; their types do nothing.
-        kinds = [ast.unparse(each) for each in (*node.bases, *node.decorator_list)]
-        self.fields_only = any("NamedTuple" in kind or "dataclass" in kind for kind in kinds)
-        return self._body(node, within_class=True)
-
-    def visit_arg(self, node: ast.arg) -> Any:
-        node.annotation = None
-        return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
-        self.generic_visit(node)
-        if self.within_class:
-            if self.fields_only:
-                node.annotation = ast.Constant(ast.unparse(node.annotation))
-            return node
-        if node.value is None:
-            return None
-        return ast.copy_location(ast.Assign([node.target], node.value), node)
-
-
-def _cleaned(node: ast.stmt) -> Any:
-    # A copy: the module's own tree keeps its line numbers and annotations.
-    text = ast.unparse(node)
-    # A bare annotation binds nothing, and nothing of it is left.
-    cleaned: Any = _Cleaner().visit(ast.parse(text).body[0]) or ast.Pass()
-    for inner in ast.walk(cleaned):
-        if getattr(inner, "body", None) == [] and isinstance(inner, ast.stmt):
-            inner.body = [ast.Pass()]  # type: ignore[attr-defined] # it has one: just looked
-    return ast.fix_missing_locations(cleaned)
-
-
-def _global_names(text: str, module: set[str]) -> set[str]:
-    """The names that a piece of module-level code takes from its module, by Python's own rules."""
-    top = symtable.symtable(text, "<unit>", "exec")
-    names = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
-    tables = list(top.get_children())
-    while tables:
-        table = tables.pop()
-        tables += table.get_children()
-        names |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
-        if table.get_type() == "class":  # its body may read a module's name before it binds it
-            names |= module & {each.get_name() for each in table.get_symbols()}
-    return names
-
-
-def _refuse_opaque(statement: ast.stmt, names: set[str], module: _Module) -> None:
-    named: set[ast.AST] = set()  # `getattr` where the attribute is written out
-    for node in ast.walk(statement):
-        match node:
-            case ast.Global():
-                _refuse(f"`{ast.unparse(node)}`", module, node.lineno)
-            case ast.Call(func=ast.Name(id=name) as function, args=[_, ast.Constant(), *_]):
-                named.add(function)
-            case ast.Call(func=ast.Name(id=name)) if name in _DYNAMIC:
-                _refuse(f"`{ast.unparse(node)}`", module, node.lineno)
-            case ast.Name(id=name) if name in names and name not in module.bindings:
-                sources = {f"{source}.{name}" for source, name in module.imports.get(name, ())}
-                computed = name in _DYNAMIC and node not in named
-                if name in _OPAQUE or sources & _LOADERS or computed:
-                    _refuse(f"`{name}`", module, node.lineno)
-            case ast.Attribute(attr=attribute):
-                if attribute in _HIDDEN or ast.unparse(node) in _LOADERS:
-                    _refuse(f"`{ast.unparse(node)}`", module, node.lineno)
-            case ast.ImportFrom(module=source, names=names_):
-                for each in names_:
-                    if f"{source}.{each.name}" in _LOADERS:
-                        _refuse(f"`{ast.unparse(node)}`", module, node.lineno)
-
-
-def _refuse(what: str, module: _Module, line: int) -> None:
-    raise LadderError(f"{module.path}:{line}: {what} cannot be followed, so a change behind it "
-                      "would be missed; name the function, or put it in a dict")  # fmt: skip
-
-
-def _follow(
-    name: str, sources: set[tuple[str, str]], statements: list[ast.stmt], module: _Module
+def _targets(
+    name: str, module: str, attribute: str, nodes: list[ast.AST], path: str
 ) -> Iterator[Unit | str]:
     """Where an imported name leads: project units, or packages of others."""
-    for source, attribute in sources:
-        yield from _follow_one(name, source, attribute, statements, module)
-
-
-def _follow_one(
-    name: str, source: str, attribute: str, statements: list[ast.stmt], module: _Module
-) -> Iterator[Unit | str]:
-    if not _is_ours(source):
-        yield source.partition(".")[0]
-        return
-    if _in_engine(f"{source}.{attribute}"):
-        return
-    if attribute and not _is_module(f"{source}.{attribute}"):
-        yield from _unit(source, attribute)
-        return
-    # A project module: every use must be an attribute of it, and leads to that attribute.
-    prefix = f"{source}.{attribute}" if attribute else source
-    for statement in statements:
-        for chain in _chains(statement, name):
-            here = prefix
-            rest = list(chain)
-            while rest and _is_module(f"{here}.{rest[0]}"):
+    whole = f"{module}.{attribute}".strip(".")
+    if not source.is_ours(module):
+        yield module.partition(".")[0]
+    elif attribute and not source.is_module(whole):
+        yield from _defined(module, attribute)
+    elif not _in_engine(whole):
+        # A project module: every use must be an attribute of it, and leads to that attribute.
+        for chain in source.chains(nodes, name):
+            here, rest = whole, list(chain)
+            while rest and source.is_module(f"{here}.{rest[0]}"):
                 here = f"{here}.{rest.pop(0)}"
             if not rest:
-                raise LadderError(f"{module.path}: the module `{here}` is used as a value, which "
+                raise LadderError(f"{path}: the module `{here}` is used as a value, which "
                                   "cannot be followed; name what it is used for")  # fmt: skip
-            if not _in_engine(f"{here}."):
-                yield from _unit(here, rest[0])
+            yield from _defined(here, rest[0])
 
 
-def _unit(source: str, attribute: str) -> Iterator[Unit | str]:
-    """A project module's name, through re-exports."""
-    module = _module(source)
+def _defined(name: str, attribute: str) -> Iterator[Unit | str]:
+    """What a project module calls so, through re-exports."""
+    if _in_engine(f"{name}.{attribute}"):
+        return
+    module = source.read(name)
     if attribute in module.bindings:
-        yield Unit(source, attribute)
-    elif attribute in module.imports:
-        for further, name in module.imports[attribute]:
-            if not _is_ours(further):
-                yield further.partition(".")[0]
-            elif name and not _in_engine(f"{further}.{name}"):
-                yield from _unit(further, name)
-    else:
+        yield Unit(name, attribute)
+    elif attribute not in module.imports:
         raise LadderError(f"{module.path}: `{attribute}` is not defined there, so it cannot be "
                           "followed")  # fmt: skip
+    for further, inner in module.imports.get(attribute, ()):
+        if not source.is_ours(further):
+            yield further.partition(".")[0]
+        elif inner and not source.is_module(f"{further}.{inner}"):
+            yield from _defined(further, inner)
+        elif not _in_engine(f"{further}.{inner}"):
+            raise LadderError(f"{module.path}: the module `{attribute}` is imported from there, "
+                              "which cannot be followed; import it where it is used")  # fmt: skip
 
 
 def _in_engine(name: str) -> bool:
     return f"{name}.".startswith(f"{ENGINE}.")
 
 
-@functools.cache
-def _is_module(name: str) -> bool:
-    if name in sys.modules:
-        return True
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _chains(statement: ast.AST, name: str) -> Iterator[tuple[str, ...]]:
-    """How a name is used: `losses.one_hot(...)` gives ("one_hot",), a bare `losses` gives ()."""
-
-    def visit(node: ast.AST, chain: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        if isinstance(node, ast.Attribute):
-            yield from visit(node.value, (node.attr, *chain))
-        elif isinstance(node, ast.Name):
-            if node.id == name:
-                yield chain
-        else:
-            for child in ast.iter_child_nodes(node):
-                yield from visit(child, ())
-
-    return visit(statement, ())
-
-
-# Registries
+# By registries
 
 
 def _choices(
-    statements: list[ast.stmt],
-    module: _Module,
-    imports: Imports,
-    parameters: tuple[str, ...],
+    nodes: list[ast.AST], steady: set[str], module: source.Module, imports: source.Imports
 ) -> dict[str, set[Choice]]:
     """Registries whose every use here is a subscript by a parameter: name -> the choices."""
-    uses: dict[str, list[Choice | None]] = {}
-    subscripted: set[ast.Name] = set()
-    for statement in statements:
-        for node in ast.walk(statement):
-            match node:
-                case ast.Subscript(value=ast.Name(id=name) as registry, slice=index):
-                    if found := _registry(name, module, imports):
-                        subscripted.add(registry)
-                        choice = _choice(found, index, parameters)
-                        uses.setdefault(name, []).append(choice)
-    for statement in statements:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Name) and node.id in uses and node not in subscripted:
-                uses[node.id].append(None)  # also used whole
-    return {
-        name: {choice for choice in choices if choice}
-        for name, choices in uses.items()
-        if all(choices)
-    }
+    uses: dict[str, set[Choice | None]] = {}
+    subscripted: set[ast.AST] = set()
+    for node in nodes:  # what holds an expression comes before it
+        match node:
+            case ast.Subscript(value=ast.Name(id=name) as whole, slice=index):
+                subscripted.add(whole)
+                uses.setdefault(name, set()).add(_choice(name, index, steady, module, imports))
+            case ast.Name(id=name) if node not in subscripted:
+                uses.setdefault(name, set()).add(None)
+    return {name: {*filter(None, each)} for name, each in uses.items() if None not in each}
 
 
-def _registry(name: str, module: _Module, imports: Imports) -> Unit | None:
-    (source, attribute), *others = imports.get(name, {(module.name, name)})
-    if others:
-        return None
-    if not _is_ours(source) or not attribute or _is_module(f"{source}.{attribute}"):
-        return None
-    if name not in imports and name not in module.bindings:
-        return None
-    target = next(_unit(source, attribute))
-    if isinstance(target, Unit) and _entries(_module(target.module), target.name):
-        return target
-    return None
-
-
-def _choice(registry: Unit, index: ast.expr, parameters: tuple[str, ...]) -> Choice | None:
+def _choice(
+    name: str, index: ast.expr, steady: set[str], module: source.Module, imports: source.Imports
+) -> Choice | None:
+    own = {(module.name, name)} if name in module.bindings else set()
+    [*origins] = imports.get(name, own)
     match index:
-        case ast.Name(id=name) if name in parameters:
-            return Choice(registry, name, "")
-        case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name in parameters:
-            return Choice(registry, name, attribute)
+        case ast.Name(id=parameter):
+            attribute = ""
+        case ast.Attribute(value=ast.Name(id=parameter), attr=attribute):
+            pass
+        case _:
+            return None
+    if len(origins) != 1 or parameter not in steady:
+        return None
+    place, original = origins[0]
+    if source.is_ours(place) and original and not source.is_module(f"{place}.{original}"):
+        for target in _defined(place, original):
+            if isinstance(target, Unit) and source.entries(source.read(target.module), target.name):
+                return Choice(target, parameter, attribute)
     return None
-
-
-def _entries(module: _Module, name: str) -> dict[Any, ast.expr]:
-    """The entries of a registry written out in one statement; empty for anything else."""
-    match module.bindings.get(name):
-        case [ast.Assign(value=value)] | [ast.AnnAssign(value=value)]:
-            match value:
-                case ast.Dict(keys=keys, values=values) if all(
-                    isinstance(key, ast.Constant) for key in keys
-                ):
-                    return {
-                        key.value: entry  # type: ignore[union-attr] # a Constant: just looked
-                        for key, entry in zip(keys, values, strict=True)
-                    }
-                case ast.Tuple(elts=entries) | ast.List(elts=entries):
-                    return dict(enumerate(entries))
-    return {}
 
 
 def _chosen(choice: Choice, arguments: Mapping[str, Any]) -> Unit:
     value = arguments[choice.parameter]
+    if choice.attribute and not getattr(type(value), "model_config", {}).get("frozen"):
+        return choice.registry  # what is not frozen may have changed before it is used
     key = getattr(value, choice.attribute) if choice.attribute else value
     module, name = choice.registry
-    written = _entries(_module(module), name)
-    live = getattr(sys.modules.get(module), name, None)
-    if live is not None and len(live) != len(written):
+    written = source.entries(source.read(module), name)
+    if len(_in_memory(choice.registry)) != len(written):
         raise LadderError(f"{choice.registry} was changed at run time, which cannot be followed; "
-                          f"add the entry in {_module(module).path}")  # fmt: skip
+                          f"add the entry in {source.read(module).path}")  # fmt: skip
     if key not in written:
         raise LadderError(f"unknown {choice.attribute or choice.parameter} {key!r}; "
                           f"{choice.registry} has {', '.join(map(str, written))}")  # fmt: skip
     return Unit(module, f"{name}[{key!r}]")
 
 
-# Arguments that bring code with them
+# By arguments
 
 
-def _methods(arguments: Mapping[str, Any], attributes: set[str]) -> Iterator[Unit]:
-    """Methods and properties of project classes that arrive as arguments and are mentioned."""
-    for value in _flat(arguments):
-        if is_input(value):
-            continue  # loaded by the engine; the stage sees what is loaded
-        for owner in type(value).__mro__:
-            if _is_ours(owner.__module__) and not _in_engine(owner.__module__):
-                for name, member in vars(owner).items():
-                    # Operators, loops and `with` call special methods without naming them.
-                    special = name.startswith("__") and _written_out(member, owner.__module__)
-                    named = name in attributes and _is_method(member)
-                    if special or named:
-                        yield Unit(owner.__module__, f"{owner.__qualname__}.{name}")
+def _brought(arguments: Mapping[str, Any], words: set[str]) -> Iterator[Unit]:
+    """Members of project classes that arrive as arguments, where they are mentioned.
 
-
-def _is_method(member: Any) -> bool:
-    kinds = FunctionType | property | classmethod | staticmethod
-    return isinstance(member, kinds) or hasattr(member, "func")
-
-
-def _written_out(member: Any, module: str) -> bool:
-    """Whether a function stands in its module's source: one that @dataclass wrote does not."""
-    return isinstance(member, FunctionType) and member.__code__.co_filename == _module(module).path
+    And what is called without a mention: `load` of an input, special methods of anything else.
+    """
+    for kind, loaded in {(type(value), is_input(value)): None for value in _flat(arguments)}:
+        for owner in kind.__mro__:
+            if _followed(owner.__module__):
+                for name in vars(owner):
+                    wanted = name == "load" if loaded else name.startswith("__")
+                    unit = Unit(owner.__module__, f"{owner.__qualname__}.{name}")
+                    # What @dataclass wrote, say, stands in no source.
+                    if (wanted or name in words) and source.statements(*unit):
+                        yield unit
 
 
 def _flat(value: Any) -> Iterator[Any]:
@@ -659,89 +308,148 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
+# By memory
+
+
+def _in_memory(unit: Unit) -> Any:
+    """What a unit is in memory; of a stage, its function.  Ellipsis where nothing can be found."""
+    name, _, key = unit.name.partition("[")
+    try:
+        found = operator.attrgetter(name)(importlib.import_module(unit.module))
+        found = found[ast.literal_eval(key[:-1])] if key else found
+    except (ImportError, AttributeError, LookupError):
+        return ...
+    return getattr(found, "fn", ...) if _in_engine(type(found).__module__) else found
+
+
+class _Memory:
+    """What a unit holds in memory: data, more code, and words that may name methods.
+
+    Raises LadderError for code that is not what the source says.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        self.units: set[Unit] = set()
+        self.words: set[str] = set()
+        self._unit = unit
+        self._seen: set[int] = set()
+        value = _in_memory(unit)
+        match source.statements(*unit):
+            case [ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() as node]:
+                _insist_on_definition(node, value, unit)
+        data = self._data(value)
+        mere_code = data in (..., [str(unit)])
+        self.digest = (
+            "" if mere_code else "+" + hashlib.sha256(repr(data).encode()).hexdigest()[:16]
+        )
+
+    def _data(self, value: Any) -> Any:  # noqa: PLR0911, PLR0912 - one return for each kind of value
+        """A value as lists of plain data and names of code, an Ellipsis for what is opaque."""
+        match value:
+            case None | bool() | int() | float() | bytes():
+                return value
+            case str():
+                self.words |= {*re.findall(r"\w+", value)}
+                return value
+            case np.ndarray() | Tensor():
+                return [str(value.dtype), value.tolist()]
+            case re.Pattern():
+                return value.pattern
+        if id(value) in self._seen:
+            return ...
+        self._seen.add(id(value))
+        match value:
+            case list() | tuple():
+                return [self._data(item) for item in value]
+            case set() | frozenset():
+                return sorted(repr(self._data(item)) for item in value)
+            case Mapping():
+                return [[self._data(key), self._data(item)] for key, item in value.items()]
+            case functools.partial():
+                return [self._data(each) for each in (value.func, *value.args, value.keywords)]
+            case MethodType():
+                return [self._data(value.__func__), self._data(value.__self__)]
+            case FunctionType() if _followed(value.__globals__["__name__"]):
+                return self._function(value)
+            case type() if _followed(value.__module__):
+                return self._class(value)
+            case _ if _followed(type(value).__module__):
+                return [self._data(type(value)), self._data(getattr(value, "__dict__", None))]
+            case FunctionType():  # a wrapper by others: what it holds is followed, its state not
+                self._data([cell.cell_contents for cell in value.__closure__ or ()])
+        return ...
+
+    def _function(self, function: FunctionType) -> list[Any]:
+        module = source.read(function.__globals__["__name__"])
+        code = function.__code__
+        # What a function made at run time is stands in the source of the one that made it.
+        name = code.co_qualname.partition(".<locals>")[0].removesuffix(".<lambda>")
+        if name != "<lambda>":
+            self.units |= {Unit(module.name, name)} - {self._unit}
+        elif not self._holds_line(code.co_firstlineno):  # and it has no name to follow
+            source.refuse("a lambda that is put elsewhere", module.path, code.co_firstlineno)
+        return [f"{module.name}.{name}", *self._parts(function, module)]
+
+    def _parts(self, function: FunctionType, module: source.Module) -> list[Any]:
+        """The data that a function holds, which is held against its source."""
+        code = function.__code__
+        if source.essence(code) not in module.codes.get(code.co_qualname, ()):
+            raise LadderError(f"{module.path} changed after it was imported ({code.co_qualname}); "
+                              "start again")  # fmt: skip
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        held = [function.__defaults__, function.__kwdefaults__, *cells]
+        return [self._data(each) for each in held if each is not None]
+
+    def _class(self, kind: type) -> list[Any]:
+        module = source.read(kind.__module__)
+        name = kind.__qualname__.partition(".<locals>")[0]
+        self.units |= {Unit(module.name, name)} - {self._unit}
+        found = [f"{module.name}.{name}"]
+        for attribute, member in vars(kind).items():
+            bare = inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member)))
+            if isinstance(bare, FunctionType):
+                if bare.__code__.co_filename == module.path:  # not one that @dataclass wrote
+                    found += self._parts(bare, module)
+            elif isinstance(member, _DATA) and not attribute.startswith("__"):
+                found += [attribute, self._data(member)]
+        return found
+
+    def _holds_line(self, number: int) -> bool:
+        nodes = source.statements(*self._unit)
+        return any(node.lineno <= number <= (node.end_lineno or number) for node in nodes)
+
+
+def _followed(module: str) -> bool:
+    return source.is_ours(module) and not _in_engine(module)
+
+
+def _insist_on_definition(node: ast.stmt, value: Any, unit: Unit) -> None:
+    """What a definition made must still be there, and in a class each of its methods."""
+    match node:
+        case ast.FunctionDef(decorator_list=[]) | ast.ClassDef(decorator_list=[]):
+            names = (getattr(value, "__module__", ""), getattr(value, "__qualname__", ""))
+            if value is not ... and names != unit:
+                raise LadderError(f"{unit} was replaced at run time, which cannot be followed")
+    if isinstance(node, ast.ClassDef) and isinstance(value, type):
+        for inner in node.body:
+            member = vars(value).get(getattr(inner, "name", ""), ...)
+            if isinstance(member, FunctionType) and _followed(member.__module__):
+                _insist_on_definition(inner, member, Unit(unit.module, f"{unit.name}.{inner.name}"))  # type: ignore[attr-defined] # just looked
+
+
 # Versions
 
 
 @functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    return importlib.metadata.packages_distributions()
-
-
-@functools.cache
 def _version(package: str) -> dict[str, str]:
-    names = sorted(set(_distributions().get(package, [])))
+    names = sorted(set(source.distributions().get(package, [])))
     # The local part (`+cpu`, `+cu126`) names a build of the same release: a shared store serves
     # machines with and without a GPU.
     return {name: importlib.metadata.version(name).partition("+")[0] for name in names}
 
 
-def _versions(packages: set[str]) -> dict[str, str]:
+def _versions(packages: Iterable[str]) -> dict[str, str]:
     found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
-    for package in sorted(packages - sys.stdlib_module_names):
+    for package in sorted({*packages} - sys.stdlib_module_names):
         found |= _version(package)
     return found
-
-
-# The code in memory
-
-
-def _check_in_memory(unit: Unit) -> None:
-    """Hold a function or class in memory against the source its fingerprint was made from."""
-    if "[" in unit.name or "<locals>" in unit.name:
-        return
-    loaded = sys.modules.get(unit.module)
-    try:
-        live = operator.attrgetter(unit.name)(loaded)
-    except AttributeError:
-        return  # still being imported
-    module = _module(unit.module)
-    match module.bindings.get(unit.name, [])[-1:]:
-        case [ast.FunctionDef(decorator_list=[])] if getattr(live, "__module__", "") != unit.module:
-            raise LadderError(f"{unit} was replaced at run time, which cannot be followed")
-    for function in _functions(live, unit.module):
-        source = _find_code(module.code, function.__qualname__.split("."))
-        if source is None or _essence(source) != _essence(function.__code__):
-            raise LadderError(f"{module.path} changed after it was imported ({unit.name}); "
-                              "start again")  # fmt: skip
-
-
-def _live_value(unit: Unit) -> str:
-    """The digest of a constant's value, which its source may not tell: a template read from a file.
-
-    Empty for anything but plain data.
-    """
-    value = getattr(sys.modules.get(unit.module), unit.name, None)
-    try:
-        return f"+{digest_of(value)[:16]}" if value is not None else ""
-    except (TypeError, ValueError):
-        return ""
-
-
-def _functions(live: Any, module: str) -> Iterator[FunctionType]:
-    live = inspect.unwrap(getattr(live, "fn", live))
-    if isinstance(live, FunctionType) and live.__module__ == module:
-        yield live
-    elif isinstance(live, type) and live.__module__ == module:
-        for member in vars(live).values():
-            if _written_out(member, module):
-                yield member
-
-
-def _find_code(code: CodeType, path: list[str]) -> CodeType | None:
-    if not path:
-        return code
-    if path[0] == "<locals>":
-        return _find_code(code, path[1:])
-    # The last definition of a name is the one that counts.
-    for constant in reversed(code.co_consts):
-        if isinstance(constant, CodeType) and constant.co_name == path[0]:
-            return _find_code(constant, path[1:])
-    return None
-
-
-def _essence(code: CodeType) -> tuple[Any, ...]:
-    """What a code object does, without where it stands."""
-    constants = tuple(
-        _essence(item) if isinstance(item, CodeType) else item for item in code.co_consts
-    )
-    return code.co_code, constants, code.co_names, code.co_varnames

@@ -29,6 +29,7 @@ from tasks.caching.basics import LadderError, StageError
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _ROOT = str(Path(__file__).resolve().parents[2])
 _starting = threading.Lock()
+PRELOAD: dict[str, None] = {}  # the modules that define stages, which a body would import otherwise
 
 
 class Cores:
@@ -84,7 +85,7 @@ def warm_up() -> None:
         # The fork server searches where this process does, wherever it was started.
         paths = [_ROOT, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
-        _FORK_SERVER.set_forkserver_preload(["tasks.report"])
+        _FORK_SERVER.set_forkserver_preload(list(PRELOAD))
         from multiprocessing.forkserver import ensure_running
 
         ensure_running()

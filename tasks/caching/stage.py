@@ -23,6 +23,7 @@ import functools
 import importlib
 import inspect
 import os
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -105,6 +106,8 @@ class Settings:
     started: str = ""
     command: str = ""
     audit: tuple[str, ...] = ()  # names of stages to compute again and compare, though cached
+    # ns since the epoch; what the run itself has stored since is no earlier result to search
+    began: int = sys.maxsize
 
 
 class Observer(Protocol):
@@ -135,6 +138,7 @@ class Stage(Generic[P, R]):
 
     def __init__(self, fn: Callable[P, R], cores: Callable[[Mapping[str, Any]], int]) -> None:
         check(fn)
+        process.PRELOAD[fn.__module__] = None
         functools.update_wrapper(self, fn)
         self.fn = fn
         self.name = fn.__name__
@@ -283,7 +287,8 @@ class Call:
             self._tell("warning", text=f"{error}; set aside and computed again")
             self.store.set_aside(self.stage.name, self.look.key)
         self._run("refresh" if self.refresh else "store", why)
-        record = self.store.get(self.stage.name, self.look.key)
+        # Just written, so only its own checksum is looked at.
+        record = self.store.read_record(self.store.record_path(self.stage.name, self.look.key))
         if record is None:
             raise DamagedError(f"{self.name}: its record vanished while it was stored; run again")
         return record
@@ -355,7 +360,9 @@ def run_body(
     loaded = {name: _load(item, store.root) for name, item in arguments.items()}
     seen: set[str] = set()
     last = store.last(settings.dataset, label) or {"key": ""}
-    earlier = functools.partial(_earlier, store, stage.name, look.ingredients, last["key"])
+    earlier = functools.partial(
+        _earlier, store, stage.name, look.ingredients, last["key"], settings.began
+    )
     run = _Watched(
         seen=seen,
         device=settings.device,
@@ -381,10 +388,10 @@ def run_body(
 
 
 def _earlier(
-    store: Store, stage: str, ingredients: dict[str, Any], last: str, *but: str
+    store: Store, stage: str, ingredients: dict[str, Any], last: str, since: int, *but: str
 ) -> Iterator[tuple[Any, Any]]:
     """What `Run.earlier` gives, each verified before it is loaded; damaged ones are passed over."""
-    for was, record in store.earlier(stage, ingredients, *but, first=last):
+    for was, record in store.earlier(stage, ingredients, *but, first=last, since=since):
         with contextlib.suppress(DamagedError):
             verified = store.get(stage, record.key)
             if verified is not None:
@@ -480,7 +487,7 @@ def _failure(future: Any) -> str:
 
 def begin(settings: Settings) -> Session:
     """Open the session of a flow's body: stages called after it belong to it."""
-    session = Session(replace(settings, audit=AUDIT.get()), PLAN.get())
+    session = Session(replace(settings, audit=AUDIT.get(), began=time.time_ns()), PLAN.get())
     if session.planned is None:
         process.warm_up()
         # Nobody clears the store away under a run; the kernel lets go if this process dies.

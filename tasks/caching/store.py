@@ -154,21 +154,24 @@ class Store:
         return record
 
     def earlier(
-        self, stage: str, ingredients: dict[str, Any], *but: str, first: str = ""
+        self, stage: str, ingredients: dict[str, Any], *but: str, first: str = "", since: int
     ) -> Iterator[tuple[Any, Record]]:
         """The records of a stage, newest first, whose ingredients equal these `but` for one.
 
-        The record with the key `first` comes before all.
-
-        `but` is the path to that ingredient, such as "parameters", "recipe", "epochs"; each record
-        comes with what it has there.  Records are verified when they are loaded, not here.
+        The record with the key `first` comes before all, those from `since` on (ns since the
+        epoch) are left out.  `but` is the path to that ingredient, such as "parameters", "recipe",
+        "epochs"; each record comes with what it has there.  Nothing is verified.
         """
         wanted = _without(ingredients, but)
-        paths = (self.root / "records" / stage).glob("*.json")
-        for path in sorted(paths, key=lambda p: (p.stem == first, _modified(p)), reverse=True):
-            with contextlib.suppress(DamagedError, KeyError, TypeError):
-                body = _read_checked(path)
-                if body and _without(body["ingredients"], but) == wanted:
+        paths = [
+            (path.stem == first, modified, path)
+            for path in (self.root / "records" / stage).glob("[!.]*.json")
+            if (modified := _modified(path)) < since or path.stem == first
+        ]
+        for *_order, path in sorted(paths, reverse=True):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+                body = json.loads(path.read_bytes())["body"]
+                if _without(body["ingredients"], but) == wanted:
                     found = functools.reduce(operator.getitem, but, body["ingredients"])
                     yield found, _record(body)
 
@@ -272,7 +275,7 @@ class Store:
         """Keep what went into a stage's key, for the next run to compare with."""
         path = self._last_path(dataset, name)
         if self.last(dataset, name) != memory:
-            write_atomic(path, _checked(memory))
+            write_atomic(path, _checked(memory), durable=False)  # it is for words alone
 
     # Turns
 
@@ -463,11 +466,13 @@ def _ipc(columns: dict[str, pa.Array]) -> memoryview:
 
 def _rows(tensor: Tensor) -> pa.Array:
     """tensor[N, ...] -> an Arrow column of N tensors, sharing memory."""
-    flat = pa.array(tensor.contiguous().numpy().reshape(-1))
+    values = tensor.contiguous().numpy().reshape(-1)
+    # Not pa.array, which would import numpy.ma in each body's process.
+    kind, buffers = pa.from_numpy_dtype(values.dtype), [None, pa.py_buffer(values)]
+    flat = pa.Array.from_buffers(kind, len(values), buffers, 0)
     shape = list(tensor.shape[1:]) or [1]
-    kind = pa.fixed_shape_tensor(flat.type, shape)
     storage = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
-    return pa.ExtensionArray.from_storage(kind, storage)
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(kind, shape), storage)
 
 
 def _stack_bytes(stack: Stack) -> memoryview:

@@ -1,0 +1,78 @@
+"""A climb without Prefect, for processes that are to be killed in the middle of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from PIL import Image
+
+from flows import ladder as flow
+from tasks.caching import process
+from tasks.caching.plan import Ref
+from tasks.caching.stage import OBSERVER, Call, Session
+
+FIGURES: defaultdict[str, Counter[str]] = defaultdict(Counter)  # printed after the whole suite
+Event = tuple[str, str, float]  # what happened, to which stage, and when
+
+
+class StopHere(Exception):  # noqa: N818 - no error
+    """The run has come to the stage it was to stop at."""
+
+
+def climb(
+    data: Path, stop: str = "", tell: Callable[[Event], None] = lambda _event: None, **options: Any
+) -> dict[str, Ref]:
+    """The flow's own body on the dataset `tiny`, up to a stage, with all bodies in this process.
+
+    Tells of each stage that runs, ran or was cached; gives the references by name.
+    """
+    done: dict[str, Ref] = {}
+
+    def submit(session: Session, task: Any, name: str, arguments: dict[str, Any]) -> Ref:
+        if name == stop:
+            raise StopHere
+        # What a report tells of its run is the same each time, so that runs can be compared.
+        settings = replace(session.settings, started="2026-01-01T00:00:00+00:00", command="")
+        done[name] = Call(task.fn.__self__, name, arguments, settings).perform()
+        return done[name]
+
+    def observe(event: str, name: str, **_facts: Any) -> None:
+        if event in ("runs", "ran", "cached"):
+            tell((event, name, time.monotonic()))
+
+    def run_here(target: Any, arguments: Any, progress: Any, cores: int, _bodies: Any) -> Any:
+        return process._function(target)(*arguments, progress=progress, cores=cores)
+
+    token = OBSERVER.set(observe)
+    with (
+        mock.patch.dict(os.environ, STEPLADDER_DATA=str(data)),
+        mock.patch.object(Session, "submit", submit),
+        mock.patch.object(process, "run", run_here),
+        mock.patch.object(process, "warm_up"),
+        mock.patch.object(flow, "publish"),
+        contextlib.suppress(StopHere),
+    ):
+        flow.ladder.fn("tiny", **options)
+    OBSERVER.reset(token)
+    return done
+
+
+def write_tiny(data: Path) -> None:
+    """Two classes of a dozen small images."""
+    generator = np.random.default_rng(0)
+    for split in ("training", "testing"):
+        for label in ("cat", "dog"):
+            folder = data / "tiny" / split / label
+            folder.mkdir(parents=True)
+            for number in range(12):
+                pixels = generator.integers(0, 256, (8, 8), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
