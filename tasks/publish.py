@@ -263,7 +263,7 @@ def ladder_table(results: dict[str, Any]) -> list[dict[str, str]]:
             "rung": report.readable(label),
             "testing accuracy": report.percent(each["accuracy"]),
             "95 % interval": report.span(each["interval"]),
-            "training time": pictures.duration(each.get("seconds", 0)),
+            "training time": pictures.duration(each.get("seconds")),
         }
         for label, each in entries
     ]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tasks.train import Recipe
 
 TEMPLATE = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-PACKAGES = ("torch", "numpy", "pillow", "pyarrow", "safetensors", "prefect", "matplotlib")
+PACKAGES = ("stepladder", "torch", "numpy", "pillow", "pyarrow", "safetensors", "prefect", "matplotlib")
 JOINERS = "\u200c\u200d"  # harmless, and part of emoji and of several scripts
 
 
@@ -429,14 +429,16 @@ def page(results: dict[str, Any], shown: dict[str, Any]) -> str:
     best = [r["label"] for r in rungs].index(results["answer"]["best"]) if rungs else 0
     images = data["images"]
     short = _short([rung["label"] for rung in rungs])
+    hardest = _hardest(rungs)
+    letters = [len(data["classes"][label]) for label in hardest]
     brief = [rung | {"label": short[rung["label"]]} for rung in rungs]
     return template(TEMPLATE).render(
         results,
         shown=shown,
         short=short,
         best=best,
-        hardest=_hardest(rungs),
-        tall=max(map(len, data["classes"])) > 4,
+        hardest=hardest,
+        tall=max(letters, default=0) > 4 and sum(letters) > 60,  # more than fits side by side
         plots={
             size: {
                 "ladder": Markup(pictures.ladder(brief, floors, best, images["testing"], width)),
