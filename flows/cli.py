@@ -170,7 +170,7 @@ def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: boo
         return place(refs["report"], outcomes, store.root)
 
     process.warm_up()  # imports torch for the stages while Prefect starts here
-    from flows.ladder import ladder
+    from flows.ladder import PLANNED, ladder
     from tasks.caching.stage import AUDIT, OBSERVER, log
 
     def tell(event: str, name: str, **facts: Any) -> None:
@@ -179,16 +179,14 @@ def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: boo
 
     OBSERVER.set(tell)
     AUDIT.set(tuple(audited))
+    PLANNED.set(planned)
     return Path(ladder(**parameters))
 
 
 def _plan(parameters: dict[str, Any]) -> list[Any]:
-    from flows.ladder import ladder
-    from tasks.caching.plan import asleep
+    from flows import ladder
 
-    with asleep() as planned:
-        ladder.fn(**parameters)
-    return planned
+    return ladder.plan(parameters)
 
 
 @app.command

@@ -5,27 +5,33 @@ Read the body of `ladder` first: it is the table of contents of `tasks/`.
 
 from __future__ import annotations
 
+import contextvars
 import datetime
 import fnmatch
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching.basics import LadderError, data_root, find_folder
+from tasks.caching.plan import Planned, asleep
 from tasks.caching.stage import Session, Settings, begin
 from tasks.decode import decode
 from tasks.fetch import fetch
-from tasks.publish import publish
+from tasks.publish import announce, publish
 from tasks.report import report
 from tasks.scan import scan
 from tasks.train import Recipe, default_ladder, label, train
 
 Validation = Annotated[float, Field(gt=0, lt=1)] | Literal["testing"]
 
+
+PLANNED: ContextVar[list[Planned] | None] = ContextVar("planned", default=None)  # of this run
 
 # Threads only wait: each stage's body runs in a process of its own, as cores come free.
 _RUNNER: Any = ThreadPoolTaskRunner(max_workers=256)
@@ -95,9 +101,12 @@ def find_dataset(name: str) -> Path:
 
 
 def open_session(folder: Path, device: str, refresh: list[str], command: str) -> Session:
-    """Begin a run on a dataset.  Raises LadderError for a GPU that is not there."""
+    """Begin a run on a dataset; show in Prefect what it is about to do, and why.
+
+    Raises LadderError for a GPU that is not there.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return begin(
+    session = begin(
         Settings(
             cache=str((data_root() / "cache").resolve()),
             dataset=folder.name,
@@ -107,6 +116,16 @@ def open_session(folder: Path, device: str, refresh: list[str], command: str) ->
             command=command or f"stepladder run {folder.name}",
         )
     )
+    if session.planned is None:
+        announce(session, PLANNED.get() or plan(flow_run.parameters))
+    return session
+
+
+def plan(parameters: dict[str, Any]) -> list[Planned]:
+    """What a run with these parameters would do: the flow itself, its stages asleep."""
+    with asleep() as planned:
+        contextvars.copy_context().run(ladder.fn, **parameters)
+    return planned
 
 
 def find_device(wanted: str) -> str:
