@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextvars
 import datetime
 import fnmatch
+import inspect
+import shlex
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,15 +56,15 @@ def ladder(
     Gives the path of the report's folder.  Raises LadderError for what its user can mend.
 
     Args:
-        dataset: Name of a folder under the data root, or path of any dataset
-        recipes: What to train; nothing means the default ladder
-        validation: Share of training held out, or "testing" for the post's shortcut
-        epochs: Train every recipe this long instead of its own number
-        only: Glob over recipe names, such as linear*
-        device: auto takes a GPU where there is one
-        refresh: Globs over stage names to run again even when cached
-        size: Resize every image to [height, width]
-        command: How to start this run again, for the report
+        dataset: sample, mnist, another folder under the data root, or the path of any dataset
+        recipes: What to train, a rung each; None climbs the default ladder
+        validation: Share of training held out, 0 to 1, or "testing" for the post's shortcut
+        epochs: Train every recipe this long; None leaves each its own number
+        only: Glob over recipe names, such as linear*, for a part of the ladder
+        device: Where to train; auto takes a GPU where there is one
+        refresh: Globs over stage names, such as train*, to run again even when cached
+        size: Resize every image to [height, width]; None takes them as they are
+        command: How to start this run again, for the report; left empty, it is found out
 
     """
     # The form in Prefect's UI takes its descriptions from here; it drops those of a Field.
@@ -113,12 +115,25 @@ def open_session(folder: Path, device: str, refresh: list[str], command: str) ->
             device=find_device(device),
             refresh=tuple(refresh),
             started=now,
-            command=command or f"stepladder run {folder.name}",
+            command=command or command_of({**flow_run.parameters, "dataset": folder.name}),
         )
     )
     if session.planned is None:
         announce(session, PLANNED.get() or plan(flow_run.parameters))
     return session
+
+
+def command_of(parameters: dict[str, Any]) -> str:
+    """The command line that starts the same run, but for what must be in a file of recipes."""
+    words = ["stepladder", "run", parameters["dataset"]]
+    usual = inspect.signature(ladder.fn).parameters
+    for name in ("validation", "epochs", "only", "device", "size"):
+        value = parameters.get(name, usual[name].default)
+        if value != usual[name].default:
+            words += [f"--{name}", "x".join(map(str, value)) if name == "size" else str(value)]
+    if parameters.get("recipes"):
+        words += ["--recipes", "recipes.toml"]
+    return shlex.join(words)
 
 
 def plan(parameters: dict[str, Any]) -> list[Planned]:

@@ -22,6 +22,7 @@ import fnmatch
 import functools
 import importlib
 import inspect
+import math
 import os
 import time
 import weakref
@@ -133,28 +134,34 @@ class Gauge:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._note = ""
         self._artifact: Any = None  # its id, once it is there
+        self._next = math.inf
+
+    def begin(self) -> None:
+        """Begin to count: what takes less than a second gets no bar."""
         self._next = time.monotonic() + 1
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` is done, unless it is too early to move again."""
+        self._note = note
         begun = time.monotonic()
         if begun >= self._next:
-            self._move(100 * done / max(1, total), note)
+            self._move(100 * done / max(1, total))
             self._next = begun + max(1.0, 100 * (time.monotonic() - begun))
 
     def end(self) -> None:
         """Show that all is done, where anything was shown."""
         if self._artifact:
-            self._move(100, "done")
+            self._move(100)
 
-    def _move(self, percent: float, note: str) -> None:
+    def _move(self, percent: float) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
         from prefect.context import TaskRunContext
 
         if TaskRunContext.get() is None:
             return
-        words = f"{self._name}: {note}" if note else self._name
+        words = f"{self._name}: {self._note}" if self._note else self._name
         with contextlib.suppress(Exception):  # a bar that cannot be shown must not end a training
             if self._artifact is None:
                 self._artifact = create_progress_artifact(percent, description=words)
@@ -359,6 +366,7 @@ class Call:
                 gauge(*at)
             else:
                 self._tell("runs", why=why)
+                gauge.begin()
 
         try:
             result: tuple[str, set[str]] = process.run(
