@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import datetime
+import difflib
 import fnmatch
 import inspect
 import shlex
@@ -96,9 +97,14 @@ def find_dataset(name: str) -> Path:
         return folder
     if name == "sample":
         return fetch(name, data_root())  # it needs no network
-    hint = "`stepladder fetch mnist` brings it" if name == "mnist" else (
-        "give the path of a folder with training/ and testing/, each with a folder per class"
-    )  # fmt: skip
+    if name == "mnist":
+        hint = "`stepladder fetch mnist` brings it"
+    else:
+        there = [each.name for each in data_root().glob("*/") if list(each.glob("t*ing/"))]
+        near = difflib.get_close_matches(name, ["sample", "mnist", *there], n=1)
+        hint = f"did you mean '{near[0]}'?" if near else (
+            "give the path of a folder with training/ and testing/, each with a folder per class"
+        )  # fmt: skip
     raise LadderError(f"no dataset '{name}' under {data_root()} or here; {hint}")
 
 

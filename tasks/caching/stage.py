@@ -261,7 +261,7 @@ class Call:
         self.store = Store(Path(settings.cache))
         self.look = stage.look(arguments)
         self.last = self.store.last(settings.dataset, name)
-        self.refresh = any(_matches(name, glob) for glob in settings.refresh)
+        self.refresh = any(matches(name, glob) for glob in settings.refresh)
 
     def plan(self) -> tuple[Ref | Pending, Planned]:
         """Look the call up without running it."""
@@ -464,7 +464,7 @@ def spoken(name: str) -> str:
     return name.removesuffix("]").replace("[", " ", 1)
 
 
-def _matches(name: str, glob: str) -> bool:
+def matches(name: str, glob: str) -> bool:
     """Whether a stage's name matches a glob of * and ?; brackets stand for themselves."""
     return fnmatch.fnmatchcase(name, glob.replace("[", "[[]"))
 
