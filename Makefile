@@ -6,6 +6,7 @@ BIN := .venv/bin
 
 run: .venv/ready
 	$(BIN)/stepladder run sample
+	$(BIN)/stepladder open sample
 
 test: check
 	$(BIN)/python -m pytest

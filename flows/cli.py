@@ -24,7 +24,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows.quick import Memory, mark_cached
-from tasks.caching.basics import LadderError, StageError, data_root, find_folder
+from tasks.caching.basics import LadderError, StageError, data_root, find_folder, printable
 
 app = cyclopts.App(
     name="stepladder",
@@ -170,6 +170,7 @@ def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: boo
     from tasks.caching import process
 
     _tame_prefect(verbose)
+    display.wait("looking at what has changed")
     planned = _plan(parameters)
     hits = [each.stage for each in planned if each.state == "cached" and each.comparable]
     audited = random.sample(hits, min(audit, len(hits)))
@@ -193,6 +194,7 @@ def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: boo
         outcomes = {name: ref.outcome for name, ref in refs.items()}
         return place(refs["report"], outcomes, store.root)
 
+    display.wait("starting Prefect")
     process.warm_up()  # imports torch for the stages while Prefect starts here
     from flows.ladder import PLANNED, ladder
     from tasks.caching.stage import AUDIT, OBSERVER, log
@@ -361,9 +363,11 @@ def open_(
     /,
 ) -> None:
     """Open a report in the browser, or say where it is where there is no screen."""
-    from flows.reports import open_report
+    from flows.reports import has_screen, open_report
 
     print(open_report(report))
+    if not has_screen():
+        print("there is no screen here: open the file in any browser, or send it", file=sys.stderr)
 
 
 @app.command
@@ -405,7 +409,9 @@ def main() -> None:
 
 def _stop(number: int, _frame: object) -> None:
     """End at once: Prefect would go on asking a server that the same Ctrl-C has ended."""
-    _say("stopped; what had finished is kept, the same command goes on from there")
+    if (console := sys.modules.get("flows.console")) and console.Display.shown:
+        console.Display.shown.close()
+    _say("stopped; what had finished is kept, the same command goes on from it")
     if module := sys.modules.get("prefect.server.api.server"):
         for server in list(module.SubprocessASGIServer._instances.values()):
             server.stop()  # the temporary one, which would stay behind
@@ -413,7 +419,7 @@ def _stop(number: int, _frame: object) -> None:
 
 
 def _say(message: str) -> None:
-    print(f"stepladder: {message}", file=sys.stderr)
+    print(f"stepladder: {printable(message)}", file=sys.stderr)
 
 
 def _validation(text: str) -> float | str:
