@@ -397,7 +397,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         text = " ".join(str(error).split())
         _say(text if "Did you mean" in text else f"{text} `stepladder --help` says more.")

@@ -66,8 +66,8 @@ def pace(speed: float | None) -> str:
         return ""
     for limit, letter in ((1e6, "M"), (1e3, "k")):
         if speed >= limit:
-            return f"{speed / limit:.3g}{letter}/s"
-    return f"{speed:.3g}/s"
+            return f"{speed / limit:.{int(speed < 10 * limit)}f}{letter}/s"
+    return f"{speed:.{int(speed < 100)}f}/s"
 
 
 def clock(seconds: float | None) -> str:
