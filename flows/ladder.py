@@ -124,7 +124,7 @@ def open_session(folder: Path, device: str, refresh: list[str], command: str) ->
             command=command or command_of({**flow_run.parameters, "dataset": folder.name}),
         )
     )
-    if session.planned is None:
+    if session.planned is None and flow_run.id:
         announce(session, PLANNED.get() or plan(flow_run.parameters))
     return session
 
