@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check faults bench clean
+.PHONY: run test check faults bench pictures clean
 
 run: .venv/ready
 	$(BIN)/stepladder run sample
+	$(BIN)/stepladder open sample
 
 test: check
 	$(BIN)/python -m pytest
@@ -18,6 +19,10 @@ check: .venv/ready
 # Our stages and the naive way side by side; writes tests/benchmarks/benchmarks.md.
 bench: .venv/ready
 	$(BIN)/python -m tests.benchmarks
+
+# The README's pictures, out of the report of the latest run; needs Chromium.
+pictures: .venv/ready
+	$(BIN)/python -m tests.pictures
 
 # Hundreds of killed runs, damaged files and random edits instead of a few, and a table of them.
 faults: .venv/ready

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.metadata
 import json as jsonlib
 import os
 import random
+import re
 import shlex
 import signal
 import sys
@@ -19,13 +21,19 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from flows.quick import Memory, mark_cached
-from tasks.caching.basics import LadderError, StageError, data_root, find_folder
+from tasks.caching.basics import LadderError, StageError, data_root, find_folder, printable
 
 app = cyclopts.App(
     name="stepladder",
     help="Climb a ladder of image classifiers; run again, redo only what a change can reach.",
+    version=lambda: importlib.metadata.version("stepladder"),
+    default_parameter=Parameter(negative="", show_default=lambda value: value or None),
+)
+app.register_install_completion_command(
+    add_to_startup=True, help="Let the shell complete commands and options: bash, zsh or fish."
 )
 
 Dataset = Annotated[str, Parameter(help="A folder's name under the data root, or its path")]
@@ -40,7 +48,11 @@ class Options:
         str, Parameter(help='Share of training held out, or "testing" for the post\'s shortcut')
     ] = "0.1"
     epochs: Annotated[
-        int | None, Parameter(help="Train every recipe this long instead of its own number")
+        int | None,
+        Parameter(
+            help="Train every recipe this long instead of its own number",
+            validator=Number(gte=1, lte=10_000),
+        ),
     ] = None
     only: Annotated[str, Parameter(help='Glob over recipe names, such as "linear*"')] = "*"
     device: Annotated[
@@ -48,16 +60,18 @@ class Options:
     ] = "auto"
     refresh: Annotated[
         tuple[str, ...],
-        Parameter(
-            negative="", help='Glob over stage names to run even when cached, such as "train*"'
-        ),
+        Parameter(help='Glob over stage names to run even when cached, such as "train*"'),
     ] = ()
     recipes: Annotated[
         Path | None, Parameter(help="TOML file of recipes to climb instead of the default ladder")
     ] = None
-    models: Annotated[str, Parameter(help="Cross these models, a,b,c, with --losses, --seeds")] = ""
-    losses: Annotated[str, Parameter(help="Losses to cross, a,b,c")] = "cross_entropy"
-    seeds: Annotated[str, Parameter(help="Seeds to cross, 0,1,2")] = "0"
+    models: Annotated[
+        str | None, Parameter(help="Cross these models, a,b,c, with --losses and --seeds")
+    ] = None
+    losses: Annotated[
+        str | None, Parameter(help="Losses to cross with --models, a,b,c (cross_entropy)")
+    ] = None
+    seeds: Annotated[str | None, Parameter(help="Seeds to cross with --models, 0,1,2 (0)")] = None
     size: Annotated[
         str | None, Parameter(help="Resize every image: HEIGHTxWIDTH, such as 28x28")
     ] = None
@@ -79,17 +93,22 @@ class Options:
     def _recipes(self) -> list[Any] | None:
         from tasks.train import cross, read_recipes
 
-        if self.recipes and self.models:
-            raise LadderError("--recipes and --models exclude each other; give one of them")
+        crossed = self.models or self.losses or self.seeds
+        if self.recipes and crossed:
+            raise LadderError("--recipes says all there is to train; leave out the names to cross")
         if self.recipes:
+            if not self.recipes.is_file():
+                raise LadderError(f"--recipes {self.recipes}: there is no such file")
             return read_recipes(self.recipes)
-        if not self.models:
+        if not crossed:
             return None
+        if not self.models:
+            raise LadderError("--losses and --seeds are crossed with --models, such as linear,mlp")
         try:
-            seeds = [int(seed) for seed in self.seeds.split(",")]
+            seeds = [int(seed) for seed in (self.seeds or "0").split(",")]
         except ValueError:
             raise LadderError(f"--seeds '{self.seeds}' are not whole numbers, 0,1,2") from None
-        return cross(self.models.split(","), self.losses.split(","), seeds)
+        return cross(self.models.split(","), (self.losses or "cross_entropy").split(","), seeds)
 
 
 @app.command
@@ -98,10 +117,15 @@ def run(
     /,
     *,
     options: Options = Options(),
-    json: Annotated[bool, Parameter(negative="", help="Print one JSON object, no table")] = False,
-    quiet: Annotated[bool, Parameter(negative="", help="No progress, only the result")] = False,
-    verbose: Annotated[bool, Parameter(negative="", help="Show Prefect's own log too")] = False,
-    audit: Annotated[int, Parameter(help="Compute this many cached stages again, and compare")] = 0,
+    json: Annotated[bool, Parameter(help="Print one JSON object, no table")] = False,
+    quiet: Annotated[bool, Parameter(help="No progress, only the result")] = False,
+    verbose: Annotated[bool, Parameter(help="Show Prefect's own log too")] = False,
+    audit: Annotated[
+        int,
+        Parameter(
+            help="Compute this many cached stages again, and compare", validator=Number(gte=0)
+        ),
+    ] = 0,
 ) -> None:
     """Climb the ladder on a dataset and write its report; reuse whatever no change can reach."""
     from flows.console import Display, print_ladder
@@ -146,9 +170,10 @@ def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: boo
     from tasks.caching import process
 
     _tame_prefect(verbose)
+    display.wait("looking at what has changed")
     planned = _plan(parameters)
     hits = [each.stage for each in planned if each.state == "cached" and each.comparable]
-    audited = random.sample(hits, max(0, min(audit, len(hits))))
+    audited = random.sample(hits, min(audit, len(hits)))
     if all(each.state == "cached" for each in planned) and not audited:
         from tasks.caching.store import Store
         from tasks.publish import place
@@ -169,8 +194,9 @@ def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: boo
         outcomes = {name: ref.outcome for name, ref in refs.items()}
         return place(refs["report"], outcomes, store.root)
 
+    display.wait("starting Prefect")
     process.warm_up()  # imports torch for the stages while Prefect starts here
-    from flows.ladder import ladder
+    from flows.ladder import PLANNED, ladder
     from tasks.caching.stage import AUDIT, OBSERVER, log
 
     def tell(event: str, name: str, **facts: Any) -> None:
@@ -179,15 +205,26 @@ def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: boo
 
     OBSERVER.set(tell)
     AUDIT.set(tuple(audited))
-    return Path(ladder(**parameters))
+    PLANNED.set(planned)
+    try:
+        return Path(ladder(**parameters))
+    except RuntimeError as error:
+        if not re.search("reach API|Prefect API server", str(error)):
+            raise
+        raise LadderError(
+            f"Prefect's server cannot be used ({error}): start it, or `prefect config unset "
+            "PREFECT_API_URL` for a temporary one"
+        ) from error
 
 
 def _plan(parameters: dict[str, Any]) -> list[Any]:
-    from flows.ladder import ladder
-    from tasks.caching.plan import asleep
+    from flows import ladder
+    from tasks.caching.stage import matches
 
-    with asleep() as planned:
-        ladder.fn(**parameters)
+    planned = ladder.plan(parameters)
+    for glob in parameters["refresh"]:
+        if not any(matches(each.stage, glob) for each in planned):
+            raise LadderError(f"--refresh '{glob}' matches no stage; `stepladder plan` shows them")
     return planned
 
 
@@ -197,7 +234,7 @@ def plan(
     /,
     *,
     options: Options = Options(),
-    json: Annotated[bool, Parameter(negative="", help="Print one JSON object, no table")] = False,
+    json: Annotated[bool, Parameter(help="Print one JSON object, no table")] = False,
 ) -> None:
     """Say of every stage whether it would run, and why.  Runs nothing."""
     from flows.console import print_plan
@@ -221,7 +258,7 @@ def why(
     /,
     *,
     options: Options = Options(),
-    json: Annotated[bool, Parameter(negative="", help="Print one JSON object, no table")] = False,
+    json: Annotated[bool, Parameter(help="Print one JSON object, no table")] = False,
 ) -> None:
     """Show all that goes into one stage's key, and what differs from the last time."""
     from flows.console import print_why
@@ -306,7 +343,7 @@ def fetch(
         str | None, Parameter(name="--from", help="An archive: a file's path or a URL")
     ] = None,
     sha256: Annotated[str | None, Parameter(help="What its sha256 must be, in hex")] = None,
-    quiet: Annotated[bool, Parameter(negative="", help="No progress")] = False,
+    quiet: Annotated[bool, Parameter(help="No progress")] = False,
 ) -> None:
     """Bring a dataset under the data root: checked, then unpacked."""
     from flows.console import Display
@@ -326,9 +363,11 @@ def open_(
     /,
 ) -> None:
     """Open a report in the browser, or say where it is where there is no screen."""
-    from flows.reports import open_report
+    from flows.reports import has_screen, open_report
 
     print(open_report(report))
+    if not has_screen():
+        print("there is no screen here: open the file in any browser, or send it", file=sys.stderr)
 
 
 @app.command
@@ -337,7 +376,7 @@ def compare(
     now: Annotated[str, Parameter(help="Another")],
     /,
     *,
-    json: Annotated[bool, Parameter(negative="", help="Print one JSON object, no table")] = False,
+    json: Annotated[bool, Parameter(help="Print one JSON object, no table")] = False,
 ) -> None:
     """Hold two runs against each other: which rung moved, and whether beyond noise."""
     from flows.reports import compare as hold_against
@@ -351,11 +390,18 @@ def compare(
 
 
 def main() -> None:
-    """Run the command line; mistakes end in one line and exit status 1, not in a traceback."""
+    """Run the command line; mistakes end in one line, not in a traceback.
+
+    Exit status 2 is for what the command line cannot mean, 1 for what could not be done.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        app()
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        text = " ".join(str(error).split())
+        _say(text if "Did you mean" in text else f"{text} `stepladder --help` says more.")
+        sys.exit(2)
     except (LadderError, StageError) as error:
         _say(str(error))
         sys.exit(1)
@@ -363,7 +409,9 @@ def main() -> None:
 
 def _stop(number: int, _frame: object) -> None:
     """End at once: Prefect would go on asking a server that the same Ctrl-C has ended."""
-    _say("stopped; what had finished is kept, the same command goes on from there")
+    if (console := sys.modules.get("flows.console")) and console.Display.shown:
+        console.Display.shown.close()
+    _say("stopped; what had finished is kept, the same command goes on from it")
     if module := sys.modules.get("prefect.server.api.server"):
         for server in list(module.SubprocessASGIServer._instances.values()):
             server.stop()  # the temporary one, which would stay behind
@@ -371,7 +419,7 @@ def _stop(number: int, _frame: object) -> None:
 
 
 def _say(message: str) -> None:
-    print(f"stepladder: {message}", file=sys.stderr)
+    print(f"stepladder: {printable(message)}", file=sys.stderr)
 
 
 def _validation(text: str) -> float | str:
@@ -399,6 +447,8 @@ def _tame_prefect(verbose: bool) -> None:
     """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    # Its temporary server is up in seconds, but not on a busy machine.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     if not verbose:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 

@@ -10,21 +10,72 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID
+from rich.table import Column, Table
+from rich.text import Text
+
+from tasks.caching.basics import printable
 
 if TYPE_CHECKING:
     from tasks.caching.plan import Planned
     from tasks.caching.upkeep import Held
+
+
+def plain(text: str) -> str:
+    """Text from outside as markup that shows it as it is."""
+    return escape(printable(text))
+
+
+WIDE = 110  # columns of a terminal from which there is room for what a stage notes
+
+
+class Words(ProgressColumn):
+    """A text that is cut rather than wrapped when the terminal is narrow."""
+
+    def __init__(self, note: bool = False) -> None:
+        super().__init__(Column(ratio=1))
+        self._note = note
+
+    def render(self, task: Task) -> Text:
+        """The name of what is done, or its note."""
+        words = task.fields["note"] if self._note else task.description
+        return Text(printable(words), no_wrap=True, overflow="ellipsis")
+
+
+class Pace(ProgressColumn):
+    """How much is done, how fast it goes and how long it will still take."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        """One text of a fixed width, so that bars stand below each other."""
+        if not task.total:
+            return Text(f"{clock(task.elapsed):>28}")
+        share, rate = (
+            int(100 * task.completed / task.total),
+            pace(task.finished_speed or task.speed),
+        )
+        left = f"{clock(task.time_remaining)} left" if task.time_remaining else ""
+        return Text(f"{share:3} % {rate:>8} {left:>13}")
+
+
+def pace(speed: float | None) -> str:
+    """How much is done in a second: 8.1/s, 12k/s, 3.4M/s; nothing where that is not known yet."""
+    if not speed:
+        return ""
+    for limit, letter in ((1e6, "M"), (1e3, "k")):
+        if speed >= limit:
+            return f"{speed / limit:.{int(speed < 10 * limit)}f}{letter}/s"
+    return f"{speed:.{int(speed < 100)}f}/s"
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as minutes:seconds, with hours where there are any."""
+    minutes, rest = divmod(int(seconds or 0), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )
 
 
 class Display:
@@ -33,6 +84,8 @@ class Display:
     Standard error only, so that standard output stays clean for results.
     """
 
+    shown: Display | None = None  # the one that is on the terminal now
+
     def __init__(self, *, quiet: bool = False) -> None:
         self.states: dict[str, str] = {}  # stage -> "ran", "cached" or "failed"
         self.audited: list[str] = []  # stages that were computed again and came out the same
@@ -40,41 +93,52 @@ class Display:
         self._console = Console(stderr=True, quiet=quiet)
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            Words(),
+            BarColumn(bar_width=10),
+            Pace(),
+            *([Words(note=True)] if self._console.width >= WIDE else []),
             console=self._console,
+            expand=True,
             transient=True,
             disable=not self._console.is_terminal,
         )
         self._bars: dict[str, TaskID] = {}
+        self._waiting: TaskID | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Display:
         self._progress.start()
+        Display.shown = self
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bars off the terminal, and give it its cursor back."""
+        Display.shown = None
         self._progress.stop()
+
+    def wait(self, what: str) -> None:
+        """Show what is being waited for, until something else is shown."""
+        if self._waiting is not None:
+            self._progress.remove_task(self._waiting)
+        self._waiting = self._progress.add_task(what, total=None, note="") if what else None
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(escape(text), highlight=False, soft_wrap=True)
+        self._console.print(plain(text), highlight=False, soft_wrap=True)
 
     def __call__(self, event: str, name: str, **facts: Any) -> None:
         """Take what `tasks.caching.stage` tells its observer."""
         with self._lock:
+            self.wait("")
             match event:
                 case "runs":
-                    self._bars[name] = self._progress.add_task(escape(name), total=None, note="")
+                    self._bars[name] = self._progress.add_task(name, total=None, note="")
                 case "progress":
                     done, total, note = (*facts["at"], "")[:3]
-                    self._progress.update(
-                        self._bars[name], completed=done, total=total, note=escape(note)
-                    )
+                    self._progress.update(self._bars[name], completed=done, total=total, note=note)
                 case "audited":
                     self.audited.append(name)
                 case "warning":
@@ -90,7 +154,8 @@ class Display:
                         first = self._said.setdefault(why, name)
                         if first != name and len(why) > 40:
                             why = f"as {first}"
-                        self.say(f"{facts['seconds']:7.1f} s  {name}  {why}".rstrip())
+                        if why or facts["seconds"] >= 0.05:  # else there is nothing to tell
+                            self.say(f"{facts['seconds']:7.1f} s  {name}  {why}".rstrip())
 
     def progress(self, name: str) -> _Bar:
         """A bar of its own for work that is no stage, such as a download."""
@@ -122,7 +187,7 @@ def print_plan(planned: list[Planned]) -> None:
     for each in planned:
         seconds = "" if each.seconds is None else f"{each.seconds:.1f} s"
         line = f"{each.state:8}  {each.stage:{width}}  {seconds:>8}  {'; '.join(each.why)}"
-        console.print(escape(line.rstrip()), style="dim" if each.state == "cached" else "")
+        console.print(plain(line.rstrip()), style="dim" if each.state == "cached" else "")
     cached = [each for each in planned if each.state == "cached"]
     saved = sum(each.seconds or 0 for each in cached)
     needed = sum(each.seconds or 0 for each in planned) - saved
@@ -138,7 +203,7 @@ def print_why(planned: Planned) -> None:
     look, last = planned.look, planned.last
     if look is None:
         return
-    console.print(escape(f"{planned.stage}  {planned.state}  key {look.key[:12]}"), style="bold")
+    console.print(plain(f"{planned.stage}  {planned.state}  key {look.key[:12]}"), style="bold")
     before = _ingredients(last["ingredients"], last["names"]) if last else {}
     for group, items in _ingredients(look.ingredients, look.names).items():
         if items:
@@ -147,11 +212,11 @@ def print_why(planned: Planned) -> None:
             was = before.get(group, {}).get(name)
             note = f"  (was {was or 'not there'})" if last and value and was != value else ""
             console.print(
-                escape(f"  {name}  {value or 'not known yet'}{note}"),
+                plain(f"  {name}  {value or 'not known yet'}{note}"),
                 style="yellow" if note else "",
             )
     reasons = list(dict.fromkeys((*planned.changes, *planned.why)))
-    console.print(escape("\n" + "\n".join(reasons or ["nothing differs from the last time"])))
+    console.print(plain("\n" + "\n".join(reasons or ["nothing differs from the last time"])))
 
 
 def _ingredients(
@@ -186,7 +251,7 @@ def print_store(records: list[Held]) -> None:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used))
         size, seconds = f"{each.total / 1e6:.1f} MB", f"{each.record.seconds:.1f} s"
         line = f"{each.name:{width}}  {each.record.key[:8]}  {size:>10}  {seconds:>9}  {used}"
-        console.print(escape(line))
+        console.print(plain(line))
     files = {name: sign[0] for each in records for name, sign in each.record.files.items()}
     total = (sum(files.values()) + sum(each.size for each in records)) / 1e6
     console.print(f"{len(records)} results, {total:.1f} MB")
@@ -196,20 +261,24 @@ def print_ladder(folder: Path) -> None:
     """The ladder of a finished run as a small table, and where its report is."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("rung")
-    table.add_column("testing accuracy", justify="right")
-    table.add_column("seconds", justify="right")
+    table.add_column("rung", no_wrap=True)
+    for head in ("accuracy", "95 % interval", "seconds"):
+        table.add_column(head, justify="right", no_wrap=True)
     table.add_column("")
-    table.add_row("random", f"{results['random_baseline']:.2%}")
+    table.add_row("guessing", f"{results['random_baseline']:.2%}")
     for baseline in results["baselines"]:
-        table.add_row(f"nearest mean, {baseline['distance']}", f"{baseline['accuracy']:.2%}")
+        low, high = baseline["interval"]
+        accuracy, interval = f"{baseline['accuracy']:.2%}", f"{low:.1%} to {high:.1%}"
+        table.add_row(f"mean image, {baseline['distance']}", accuracy, interval)
     for rung in results["rungs"]:
-        cached = "cached" if rung["cached"] else ""
+        low, high = rung["interval"]
         table.add_row(
-            escape(rung["label"]),
+            plain(rung["label"]),
             f"{rung['testing_accuracy']:.2%}",
+            f"{low:.1%} to {high:.1%}",
             f"{rung['seconds']:.1f}",
-            cached,
+            "cached" if rung["cached"] else "",
+            style="bold" if rung["label"] == results["answer"]["best"] else "",
         )
     console = Console()
     console.print(table)

@@ -5,27 +5,36 @@ Read the body of `ladder` first: it is the table of contents of `tasks/`.
 
 from __future__ import annotations
 
+import contextvars
 import datetime
+import difflib
 import fnmatch
+import inspect
+import shlex
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching.basics import LadderError, data_root, find_folder
+from tasks.caching.plan import Planned, asleep
 from tasks.caching.stage import Session, Settings, begin
 from tasks.decode import decode
 from tasks.fetch import fetch
-from tasks.publish import publish
+from tasks.publish import announce, publish
 from tasks.report import report
 from tasks.scan import scan
 from tasks.train import Recipe, default_ladder, label, train
 
 Validation = Annotated[float, Field(gt=0, lt=1)] | Literal["testing"]
 
+
+PLANNED: ContextVar[list[Planned] | None] = ContextVar("planned", default=None)  # of this run
 
 # Threads only wait: each stage's body runs in a process of its own, as cores come free.
 _RUNNER: Any = ThreadPoolTaskRunner(max_workers=256)
@@ -48,15 +57,15 @@ def ladder(
     Gives the path of the report's folder.  Raises LadderError for what its user can mend.
 
     Args:
-        dataset: Name of a folder under the data root, or path of any dataset
-        recipes: What to train; nothing means the default ladder
-        validation: Share of training held out, or "testing" for the post's shortcut
-        epochs: Train every recipe this long instead of its own number
-        only: Glob over recipe names, such as linear*
-        device: auto takes a GPU where there is one
-        refresh: Globs over stage names to run again even when cached
-        size: Resize every image to [height, width]
-        command: How to start this run again, for the report
+        dataset: sample, mnist, another folder under the data root, or the path of any dataset
+        recipes: What to train, a rung each; None climbs the default ladder
+        validation: Share of training held out, 0 to 1, or "testing" for the post's shortcut
+        epochs: Train every recipe this long; None leaves each its own number
+        only: Glob over recipe names, such as linear*, for a part of the ladder
+        device: Where to train; auto takes a GPU where there is one
+        refresh: Globs over stage names, such as train*, to run again even when cached
+        size: Resize every image to [height, width]; None takes them as they are
+        command: How to start this run again, for the report; left empty, it is found out
 
     """
     # The form in Prefect's UI takes its descriptions from here; it drops those of a Field.
@@ -88,25 +97,56 @@ def find_dataset(name: str) -> Path:
         return folder
     if name == "sample":
         return fetch(name, data_root())  # it needs no network
-    hint = "`stepladder fetch mnist` brings it" if name == "mnist" else (
-        "give the path of a folder with training/ and testing/, each with a folder per class"
-    )  # fmt: skip
+    if name == "mnist":
+        hint = "`stepladder fetch mnist` brings it"
+    else:
+        there = [each.name for each in data_root().glob("*/") if list(each.glob("t*ing/"))]
+        near = difflib.get_close_matches(name, ["sample", "mnist", *there], n=1)
+        hint = f"did you mean '{near[0]}'?" if near else (
+            "give the path of a folder with training/ and testing/, each with a folder per class"
+        )  # fmt: skip
     raise LadderError(f"no dataset '{name}' under {data_root()} or here; {hint}")
 
 
 def open_session(folder: Path, device: str, refresh: list[str], command: str) -> Session:
-    """Begin a run on a dataset.  Raises LadderError for a GPU that is not there."""
+    """Begin a run on a dataset; show in Prefect what it is about to do, and why.
+
+    Raises LadderError for a GPU that is not there.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return begin(
+    session = begin(
         Settings(
             cache=str((data_root() / "cache").resolve()),
             dataset=folder.name,
             device=find_device(device),
             refresh=tuple(refresh),
             started=now,
-            command=command or f"stepladder run {folder.name}",
+            command=command or command_of({**flow_run.parameters, "dataset": folder.name}),
         )
     )
+    if session.planned is None and flow_run.id:
+        announce(session, PLANNED.get() or plan(flow_run.parameters))
+    return session
+
+
+def command_of(parameters: dict[str, Any]) -> str:
+    """The command line that starts the same run, but for what must be in a file of recipes."""
+    words = ["stepladder", "run", parameters["dataset"]]
+    usual = inspect.signature(ladder.fn).parameters
+    for name in ("validation", "epochs", "only", "device", "size"):
+        value = parameters.get(name, usual[name].default)
+        if value != usual[name].default:
+            words += [f"--{name}", "x".join(map(str, value)) if name == "size" else str(value)]
+    if parameters.get("recipes"):
+        words += ["--recipes", "recipes.toml"]
+    return shlex.join(words)
+
+
+def plan(parameters: dict[str, Any]) -> list[Planned]:
+    """What a run with these parameters would do: the flow itself, its stages asleep."""
+    with asleep() as planned:
+        contextvars.copy_context().run(ladder.fn, **parameters)
+    return planned
 
 
 def find_device(wanted: str) -> str:

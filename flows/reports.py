@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from flows.console import plain
 from tasks.caching.basics import LadderError, data_root
 
 
@@ -127,7 +127,7 @@ def print_comparison(compared: dict[str, Any]) -> None:
     for row in compared["rows"]:
         won, lost = (str(row["test"][key]) if row["test"] else "" for key in ("won", "lost"))
         accuracies = percent(row["before"]), percent(row["now"])
-        table.add_row(escape(row["label"]), *accuracies, won, lost, moved(row))
+        table.add_row(plain(row["label"]), *accuracies, won, lost, moved(row))
     if compared["same_images"]:
         images = "the same testing images, so each rung is held against itself image by image"
     else:
@@ -137,4 +137,4 @@ def print_comparison(compared: dict[str, Any]) -> None:
     console.print(table)
     console.print()
     for line in (f"{compared['from']} -> {compared['to']}", images, *changes, *compared["differs"]):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        console.print(plain(line), highlight=False, soft_wrap=True)

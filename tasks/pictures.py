@@ -296,9 +296,9 @@ def curves(rungs: Sequence[dict[str, Any]], validation_images: int, width: int) 
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them; nothing is known of 0."""
-    if seconds <= 0:
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them; a dash where they are not known."""
+    if seconds is None:
         return "-"
     if seconds < 100:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
@@ -315,7 +315,8 @@ def _log_odds(share: float, n: int) -> float:
 
 def _ticks(low: float, high: float, apart: float) -> list[float]:
     """Round shares for a log-odds axis, the roundest first as long as they stand `apart`."""
-    rounds = (0.5, 0.9, 0.99, 0.1, 0.999, 0.01, 0.9999, 0.001, 0.8, 0.95, 0.98, 0.995, 0.998, 0.2)
+    rounds = (0.5, 0.9, 0.99, 0.1, 0.999, 0.01, 0.9999, 0.001, 0.8, 0.95, 0.98, 0.995, 0.998, 0.2,
+              0.3, 0.4, 0.6, 0.7)  # fmt: skip
     kept: list[float] = []
     for share in rounds:
         x = _log_odds(share, 0)

@@ -17,7 +17,7 @@ import numpy as np
 
 from tasks import pictures, report
 from tasks.caching.basics import LadderError, write_atomic
-from tasks.caching.plan import FIRST, Outcome, Ref
+from tasks.caching.plan import FIRST, Outcome, Planned, Ref
 from tasks.caching.stage import Session
 
 SLOT = b"<!-- compared with the run before -->"  # in report.html; no name can hold its brackets
@@ -237,11 +237,29 @@ def markdown(compared: dict[str, Any]) -> str:
 # Prefect's pages
 
 
+def announce(session: Session, planned: list[Planned]) -> None:
+    """Show in Prefect what is about to run, and why, before the first stage does."""
+    from prefect.artifacts import create_table_artifact
+
+    cached = sum(each.state == "cached" for each in planned)
+    create_table_artifact(
+        plan_table(planned),
+        key=f"plan-{_slug(session.settings.dataset)}",
+        description=f"What is about to run, and why: {len(planned) - cached} of "
+        f"{len(planned)} stages, {cached} are cached",
+    )
+
+
+def _slug(dataset: str) -> str:
+    """A dataset's name in the letters that Prefect takes for an artifact's key."""
+    return re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "dataset"
+
+
 def _show_in_prefect(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
     from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    name = re.sub(r"[^a-z0-9]+", "-", results["dataset"]["name"].lower()).strip("-") or "dataset"
+    name = _slug(results["dataset"]["name"])
     create_markdown_artifact(
         (folder / "report.md").read_text(encoding="utf-8"),
         key=f"report-{name}",
@@ -263,9 +281,22 @@ def ladder_table(results: dict[str, Any]) -> list[dict[str, str]]:
             "rung": report.readable(label),
             "testing accuracy": report.percent(each["accuracy"]),
             "95 % interval": report.span(each["interval"]),
-            "training time": pictures.duration(each.get("seconds", 0)),
+            "training time": pictures.duration(each.get("seconds")),
         }
         for label, each in entries
+    ]
+
+
+def plan_table(planned: list[Planned]) -> list[dict[str, str]]:
+    """A row for each stage: what would become of it, and why; first those that would run."""
+    return [
+        {
+            "stage": report.readable(each.stage),
+            "state": each.state,
+            "last time": pictures.duration(each.seconds),
+            "why": report.readable("; ".join(each.why)),
+        }
+        for each in sorted(planned, key=lambda each: each.state == "cached")
     ]
 
 

@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from tasks.train import Recipe
 
 TEMPLATE = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-PACKAGES = ("torch", "numpy", "pillow", "pyarrow", "safetensors", "prefect", "matplotlib")
+PACKAGES = (
+    "stepladder",
+    "torch",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+    "prefect",
+    "matplotlib",
+)
 JOINERS = "\u200c\u200d"  # harmless, and part of emoji and of several scripts
 
 
@@ -355,10 +364,31 @@ def _times(number: float) -> str:
     return "once" if round(number) == 1 else f"{round(number)} times"
 
 
+def verdict(answer: dict[str, Any] | None) -> str:
+    """Whether machine learning is worth it here, as a headline."""
+    if answer is None:
+        return "No rung was trained."
+    return {
+        "yes": "Yes, machine learning is worth it here.",
+        "unclear": "Perhaps: machine learning is ahead here, but not beyond doubt.",
+        "no": "No, machine learning buys nothing here.",
+    }[answer["verdict"]]
+
+
 def markdown(results: dict[str, Any]) -> str:
-    """The ladder, the baselines class by class and what ran, as Markdown tables."""
-    data = results["dataset"]
-    lines = [f"# {_cell(data['name'])}", ""]
+    """The answer, the ladder, the baselines class by class and what ran, as Markdown tables."""
+    data, found = results["dataset"], results["answer"]
+    lines = [f"# {_cell(data['name'])}: {verdict(found)}", ""]
+    if found:
+        top = next(rung for rung in results["rungs"] if rung["label"] == found["best"])
+        test = found["against_baseline"]
+        lines += [
+            f"The best rung, **{_cell(top['label'])}**, reads "
+            f"**{percent(top['testing_accuracy'])}** right. It wins {test['won']:,} images "
+            f"from the nearest average image ({found['baseline']}) and loses {test['lost']:,}. "
+            f"{luck(test)}",
+            "",
+        ]
     lines += [
         f"{data['images']['testing']:,} testing images, {len(data['classes'])} classes.",
         "",
@@ -429,14 +459,16 @@ def page(results: dict[str, Any], shown: dict[str, Any]) -> str:
     best = [r["label"] for r in rungs].index(results["answer"]["best"]) if rungs else 0
     images = data["images"]
     short = _short([rung["label"] for rung in rungs])
+    hardest = _hardest(rungs)
+    letters = [len(data["classes"][label]) for label in hardest]
     brief = [rung | {"label": short[rung["label"]]} for rung in rungs]
     return template(TEMPLATE).render(
         results,
         shown=shown,
         short=short,
         best=best,
-        hardest=_hardest(rungs),
-        tall=max(map(len, data["classes"])) > 4,
+        hardest=hardest,
+        tall=max(letters, default=0) > 4 and sum(letters) > 60,  # more than fits side by side
         plots={
             size: {
                 "ladder": Markup(pictures.ladder(brief, floors, best, images["testing"], width)),
@@ -459,6 +491,7 @@ def template(text: str) -> jinja2.Template:
         interval=span,
         duration=pictures.duration,
         luck=luck,
+        verdict=verdict,
         heat=_heat,
         moment=moment,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,14 +208,36 @@ def test_tiles_show_what_the_pixels_are(browser: Browser, folder: Path, tmp_path
 
 @pytest.mark.parametrize("size", SIZES)
 def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path, size: str) -> None:
-    """No name from a folder runs, asks for anything, widens the page or hides from a reader."""
+    """No name from a folder runs, asks for anything, widens the page or pushes aside the rest."""
     page = tmp_path / "report.html"
     page.write_bytes(climb(HOSTILE, name="<script>alert(1)</script>")["report.html"])
     tab, wrong = visit(browser, page, size, "light")
     assert tab.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
     assert tab.evaluate(CUT_OFF) == []
+    captions = tab.locator(".mistakes figcaption").all_inner_texts()
+    assert len(captions) > 40
+    for caption in captions:
+        assert re.fullmatch(r"saw .+\nsaid .+\n90.0 % sure", caption, re.DOTALL), caption
+    assert (
+        max(tab.locator(".grid tbody th").evaluate_all("all => all.map(h => h.clientHeight)")) < 99
+    )
     checked = Axe().run(tab)
     assert checked.violations_count == 0, checked.generate_report()
+    assert wrong == []
+    tab.context.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sixty_classes_in_colour(browser: Browser, tmp_path: Path, size: str) -> None:
+    """Many long names fit, and each class keeps its row; a single rung stands alone."""
+    page = tmp_path / "report.html"
+    names = [f"species number {i}" for i in range(60)]
+    page.write_bytes(climb(names, shape=(9, 12, 3), rights=(0.9,))["report.html"])
+    tab, wrong = visit(browser, page, size, "dark")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+    assert tab.evaluate(CUT_OFF) == []
+    assert tab.locator(".counts tbody tr").count() == 60
+    assert tab.locator("[aria-label='The ladder as a table'] tbody tr").count() == 1 + 2 + 1
     assert wrong == []
     tab.context.close()
 

@@ -418,16 +418,26 @@ def test_a_deployment_runs_on_a_worker_and_is_cached_when_repeated(project: Proj
     url = project.environment["PREFECT_API_URL"]
     flow_runs = _post(f"{url}/flow_runs/filter", {"sort": "START_TIME_ASC"})[-2:]
     assert [run["state"]["type"] for run in flow_runs] == ["COMPLETED", "COMPLETED"]
-    states = [
-        [
-            task["state"]["name"]
-            for task in _post(f"{url}/task_runs/filter", _of_flow_run(run["id"]))
-        ]
-        for run in flow_runs
-    ]
+    tasks = [_post(f"{url}/task_runs/filter", _of_flow_run(run["id"])) for run in flow_runs]
+    states = [[task["state"]["name"] for task in each] for each in tasks]
     assert len(states[0]) == len(states[1]) == 6 + 3 + 2 + 3 + 1
     assert set(states[0]) == {"Completed"}
     assert set(states[1]) == {"Cached"}
+    names = {task["name"]: task["tags"] for task in tasks[1]}
+    assert names["train linear, cross_entropy, seed 0"] == ["train"]
+    assert names["decode training/2"] == ["decode"]
+    assert {*flow_runs[1]["tags"]} >= {"stepladder", "sample"}
+    shown = _post(f"{url}/artifacts/filter", _of_flow_run(flow_runs[0]["id"]))
+    assert {each["key"] for each in shown if each["key"]} == {
+        "plan-sample", "report-sample", "ladder-sample", "stages-sample",
+    }  # fmt: skip
+    plan = next(json.loads(each["data"]) for each in shown if each["key"] == "plan-sample")
+    assert {(row["state"], row["why"]) for row in plan} >= {
+        ("will run", "has not run before"), ("may run", "waits for decode[training/0]"),
+    }  # fmt: skip
+    latest = project.data / "reports" / "sample" / "latest" / "results.json"
+    command = json.loads(latest.read_text())["environment"]["command"]
+    assert command == "stepladder run sample --epochs 2 --only 'linear*'"
 
 
 def _of_flow_run(identity: str) -> dict[str, Any]:

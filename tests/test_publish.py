@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 from test_report import HOSTILE, Page, climb, shape_of
 
-from tasks.caching.plan import FIRST, Outcome
-from tasks.publish import comparison, ladder_table, moved, place, stages_table
+from tasks.caching.plan import FIRST, Outcome, Planned
+from tasks.publish import comparison, ladder_table, moved, place, plan_table, stages_table
 
 FIRST_RUN = "2024-01-01T00:00:00Z"
 SECOND_RUN = "2024-01-02T00:00:00Z"
@@ -134,7 +134,7 @@ def test_hostile_names_make_no_tag_in_a_comparison(tmp_path: Path) -> None:
 
 
 def test_tables_for_prefect() -> None:
-    """The ladder from the best down, and each stage with its reasons."""
+    """The ladder from the best down, and each stage with its reasons, before and after the run."""
     results = json.loads(climb()["results.json"])
     rows = ladder_table(results)
     assert [row["rung"] for row in rows][:2] == [
@@ -142,6 +142,16 @@ def test_tables_for_prefect() -> None:
         "linear, cross_entropy, seed 0",
     ]
     assert rows[0]["testing accuracy"].replace("\xa0", " ") == "90.00 %"
+    planned = [
+        Planned("mean[7]", "cached", (), 0.25),
+        Planned("train[mlp]", "will run", ("lr 1.0 -> 0.5",), 12.0),
+        Planned("report", "may run", ("waits for train[mlp]",), None),
+    ]
+    assert plan_table(planned) == [
+        {"stage": "train[mlp]", "state": "will run", "last time": "12.0 s", "why": "lr 1.0 -> 0.5"},
+        {"stage": "report", "state": "may run", "last time": "-", "why": "waits for train[mlp]"},
+        {"stage": "mean[7]", "state": "cached", "last time": "0.25 s", "why": ""},
+    ]
     assert stages_table({"report": Outcome("ran", ("lr 1.0 -> 0.5", "a\nb"), 2.0)}) == [
         {"stage": "report", "state": "ran", "time": "2.0 s", "why": "lr 1.0 -> 0.5; a\\u000ab"}
     ]

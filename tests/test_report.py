@@ -248,6 +248,9 @@ def test_verdict(right: float, verdict: str) -> None:
     """Machine learning is worth it when luck can be ruled out, not when a rung is just ahead."""
     made = climb(rights=(right,))
     assert json.loads(made["results.json"])["answer"]["verdict"] == verdict
+    headline = {"no": "No, ", "unclear": "Perhaps: ", "yes": "Yes, "}[verdict]
+    assert f"<h1>{headline}" in made["report.html"].decode()
+    assert made["report.md"].decode().startswith(f"# shelf: {headline}")
 
 
 def test_page_and_results_agree(made: dict[str, bytes], results: dict) -> None:

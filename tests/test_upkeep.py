@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from flows import cli
 from tasks.caching import process, upkeep
 from tasks.caching.basics import LadderError
 from tasks.caching.plan import Ref
-from tasks.caching.stage import OBSERVER, Call, Run, Settings, stage
+from tasks.caching.stage import OBSERVER, Call, Gauge, Run, Settings, stage
 from tasks.caching.store import Store
 
 HOURS = 3600
@@ -281,6 +282,50 @@ def perform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     yield perform
     OBSERVER.reset(token)
+
+
+def test_a_bar_in_prefect_moves_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a second at most, and no more than a hundredth of the time, whatever a move costs."""
+    now, moves = [0.0], []
+
+    def move(*_where: Any, **_what: Any) -> str:
+        moves.append(now[0])
+        now[0] += 0.05
+        return "the artifact"
+
+    monkeypatch.setattr("prefect.artifacts.create_progress_artifact", move)
+    monkeypatch.setattr("prefect.artifacts.update_progress_artifact", move)
+    monkeypatch.setattr("prefect.context.TaskRunContext.get", lambda: "a task run")
+    monkeypatch.setattr("tasks.caching.stage.time.monotonic", lambda: now[0])
+    gauge = Gauge("train mlp")
+    gauge(1, 1000, "it only waits yet")
+    gauge.begin()
+    for done in range(1000):
+        now[0] += 0.1
+        gauge(done, 1000, f"step {done}")
+    gauge.end()
+    assert 15 < len(moves) <= 1 + now[0] / 5
+    assert min(b - a for a, b in itertools.pairwise(moves[:-1])) >= 5
+
+
+def test_a_bar_that_cannot_be_shown_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a server that is gone nor a stage outside Prefect stops a training."""
+    asked = []
+
+    def refuse(*_where: Any, **_what: Any) -> None:
+        asked.append("once")
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr("prefect.artifacts.create_progress_artifact", refuse)
+    gauge = Gauge("train mlp")
+    gauge._next = 0
+    gauge(1, 2)
+    assert asked == []
+    monkeypatch.setattr("prefect.context.TaskRunContext.get", lambda: "a task run")
+    gauge._next = 0
+    gauge(1, 2)
+    gauge.end()
+    assert asked == ["once"]
 
 
 def test_an_audit_passes_what_comes_out_the_same(perform: Any, tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ def find_folder(dataset: str) -> Path | None:
     return None
 
 
+def printable(text: str) -> str:
+    """Text from outside for a terminal: what could steer one stands as its escape sequence."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def write_atomic(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
 

@@ -22,6 +22,7 @@ import fnmatch
 import functools
 import importlib
 import inspect
+import math
 import os
 import sys
 import time
@@ -128,6 +129,49 @@ def log(event: str, name: str, **facts: Any) -> None:
         get_run_logger().info("%s %s%s", name, event, f": {words}" if words else "")
 
 
+class Gauge:
+    """A bar on Prefect's page of a stage that goes on for a while.
+
+    Moving it takes a request to the server: once a second at most, and a hundredth of the time.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._note = ""
+        self._artifact: Any = None  # its id, once it is there
+        self._next = math.inf
+
+    def begin(self) -> None:
+        """Begin to count: what takes less than a second gets no bar."""
+        self._next = time.monotonic() + 1
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` is done, unless it is too early to move again."""
+        self._note = note
+        begun = time.monotonic()
+        if begun >= self._next:
+            self._move(100 * done / max(1, total))
+            self._next = begun + max(1.0, 100 * (time.monotonic() - begun))
+
+    def end(self) -> None:
+        """Show that all is done, where anything was shown."""
+        if self._artifact:
+            self._move(100)
+
+    def _move(self, percent: float) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+        from prefect.context import TaskRunContext
+
+        if TaskRunContext.get() is None:
+            return
+        words = f"{self._name}: {self._note}" if self._note else self._name
+        with contextlib.suppress(Exception):  # a bar that cannot be shown must not end a training
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, description=words)
+            else:
+                update_progress_artifact(self._artifact, percent, words)
+
+
 OBSERVER: ContextVar[Observer] = ContextVar("observer", default=log)
 AUDIT: ContextVar[tuple[str, ...]] = ContextVar("audit", default=())  # for sessions begun here
 _SESSION: ContextVar[Session] = ContextVar("session")
@@ -172,11 +216,13 @@ class Stage(Generic[P, R]):
         from prefect import Task
         from prefect.cache_policies import NO_CACHE
 
+        named: Any = lambda parameters: spoken(parameters["name"])  # noqa: E731
         return Task(
             self._perform,
             name=self.name,
             description=inspect.getdoc(self.fn),
-            task_run_name="{name}",
+            tags={self.name},
+            task_run_name=named,
             cache_policy=NO_CACHE,
             persist_result=False,
         )
@@ -219,7 +265,7 @@ class Call:
         self.store = Store(Path(settings.cache))
         self.look = stage.look(arguments)
         self.last = self.store.last(settings.dataset, name)
-        self.refresh = any(_matches(name, glob) for glob in settings.refresh)
+        self.refresh = any(matches(name, glob) for glob in settings.refresh)
 
     def plan(self) -> tuple[Ref | Pending, Planned]:
         """Look the call up without running it."""
@@ -317,14 +363,26 @@ class Call:
         self._tell("waits")
         session = _SESSION.get(None)
         where = (self.stage.fn.__module__, self.stage.name, self.name)
+        gauge = Gauge(spoken(self.name))
+
+        def progress(*at: Any) -> None:
+            if at:
+                self._tell("progress", at=at)
+                gauge(*at)
+            else:
+                self._tell("runs", why=why)
+                gauge.begin()
+
         try:
-            return process.run(
+            result: tuple[str, set[str]] = process.run(
                 (__name__, "run_body"),
                 (where, self.arguments, self.look.key, self.settings, purpose),
-                lambda *at: self._tell("progress", at=at) if at else self._tell("runs", why=why),
+                progress,
                 self.stage.cores(self.arguments),
                 session.bodies if session else process.Bodies(),
             )
+            gauge.end()
+            return result
         except (LadderError, StageError) as error:
             self._tell("failed", text=str(error))
             raise type(error)(f"{self.name}: {error}") from None
@@ -408,7 +466,12 @@ def _load(value: Any, root: Path) -> Any:
     return value
 
 
-def _matches(name: str, glob: str) -> bool:
+def spoken(name: str) -> str:
+    """A stage's name as Prefect's pages show it: train[mlp, ...] without the brackets."""
+    return name.removesuffix("]").replace("[", " ", 1)
+
+
+def matches(name: str, glob: str) -> bool:
     """Whether a stage's name matches a glob of * and ?; brackets stand for themselves."""
     return fnmatch.fnmatchcase(name, glob.replace("[", "[[]"))
 
