@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_baseline import POST
 from test_ladder import Project, server, write_digits  # noqa: F401 - a fixture
 
@@ -21,6 +22,17 @@ FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL
 def blocks(page: str) -> list[tuple[str, str, str]]:
     """A page's fenced blocks: language, what stands after it, text."""
     return FENCE.findall((ROOT / page).read_text())
+
+
+def test_the_readmes_pictures_are_there_light_and_described() -> None:
+    """Each picture is a small PNG in the repository, with a text that stands for it."""
+    shown = re.findall(r"!\[([^]]*)\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(shown) >= 2
+    for words, file in shown:
+        assert len(words) > 30
+        with Image.open(ROOT / file) as picture:
+            assert picture.format == "PNG"
+        assert (ROOT / file).stat().st_size < 60_000
 
 
 def body_of(path: Path, name: str) -> list[str]:
