@@ -26,7 +26,7 @@ def sigmoid_mse(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
     logits[B, C] float32, labels[B] int64.  Raises LadderError when the shapes do not fit.
     """
     check(logits, labels)
-    return (logits.sigmoid() - one_hot(labels, logits.shape[1], smoothing)).square().mean()
+    return F.mse_loss(logits.sigmoid(), one_hot(labels, logits.shape[1], smoothing))
 
 
 def softmax_mse(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -35,7 +35,7 @@ def softmax_mse(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tenso
     logits[B, C] float32, labels[B] int64.  Raises LadderError when the shapes do not fit.
     """
     check(logits, labels)
-    return (logits.softmax(1) - one_hot(labels, logits.shape[1], smoothing)).square().mean()
+    return F.mse_loss(logits.softmax(1), one_hot(labels, logits.shape[1], smoothing))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

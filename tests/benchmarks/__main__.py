@@ -32,13 +32,12 @@ import torch
 from tasks.decode import decode
 from tasks.fetch import fetch
 from tasks.scan import Dataset, scan
-from tasks.train import Recipe, train
+from tasks.train import DEFAULTS, Recipe, train
 from tests.benchmarks import naive, ours
 
 HERE = Path(__file__).resolve().parent
 ARCHIVE = HERE.parents[2] / "shared" / "mnist_png.tgz"
 SHA256 = "b9ddb3f9e8d8ec92b0771df035e9bb4bf7b447bff3b0a5bcb7d97d0256a6f599"
-CONVNET_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -337,6 +336,7 @@ def bench_cold(place: Place) -> Iterator[Row]:
     )
     recipes.write_text(f'{text}[[recipe]]\nmodel = "convnet"\nloss = "cross_entropy"\n')
     script = (sys.executable, "-m", "tests.benchmarks.naive")
+    convnet_epochs = str(DEFAULTS["convnet"]["epochs"])
     peaks: list[float] = []
 
     def ladder() -> None:
@@ -348,7 +348,7 @@ def bench_cold(place: Place) -> Iterator[Row]:
     mine, other = in_turns(
         place.options.long_rounds,
         ladder,
-        lambda: place.run(*script, str(place.mnist), str(epochs), str(CONVNET_EPOCHS)),
+        lambda: place.run(*script, str(place.mnist), str(epochs), convnet_epochs),
     )
     note = f"small rungs {epochs} epochs each; temporary Prefect server included"
     yield compared("cold pipeline without ResNet18 / the script", ">= 5x", mine, other, note)
