@@ -415,7 +415,10 @@ def fit(
     restore(run.scratch, origin, state)
     if not history and recipe.schedule == "constant":
         go_on(state, recipe, run)
-    images, labels = seen.images.to(run.device), seen.labels.to(run.device)
+    # A GPU keeps all pixels as bytes: they cross to it once, not every epoch.
+    images, labels, watched = (
+        each.to(run.device) for each in (seen.images, seen.labels, held_out.images)
+    )
     tell = seldom(run.progress)
     for epoch in range(len(history), recipe.epochs):
         model.train()
@@ -433,7 +436,7 @@ def fit(
             loss_sum += loss.detach() * len(batch)
             tell(epoch * len(plan) + step, recipe.epochs * len(plan), note)
         loss_mean = loss_sum.item() / len(labels)
-        said = probabilities(model, held_out.images, recipe.precision)
+        said = probabilities(model, watched, recipe.precision)
         if not math.isfinite(loss_mean) or not said.isfinite().all():
             raise LadderError(
                 f"train {recipe.model}, {recipe.loss}, seed {recipe.seed} diverged in epoch "
