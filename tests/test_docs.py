@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from shell import Shell
 from test_baseline import POST
-from test_ladder import Project, server, write_digits  # noqa: F401 - a fixture
+from test_ladder import Project, server, shell, write_digits  # noqa: F401 - two fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -78,9 +79,9 @@ def test_the_baselines_figures_are_those_that_come_out() -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, server: dict[str, str]) -> Project:  # noqa: F811 - a fixture
+def project(tmp_path: Path, server: dict[str, str], shell: Shell) -> Project:  # noqa: F811
     """A copy of the project with a dataset so small that a run is all about what runs."""
-    project = Project(tmp_path, server)
+    project = Project(tmp_path, server, shell)
     write_digits(project.data / "sample", classes=3, per_class=24)
     return project
 

@@ -553,6 +553,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
 @pytest.mark.skipif(not FULL, reason="takes a minute: make faults")
 def test_a_killed_prefect_server_costs_no_finished_stage(tiny: Runner, tmp_path: Path) -> None:
     """The temporary server dies mid-run: what was stored by then is there for the next run."""
+    shutil.rmtree(tiny.cache, ignore_errors=True)
     run = stepladder(tiny, tmp_path, epochs=3000)
     wait_for_baselines(tiny, run)
     servers = [

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from shell import Shell
 from sklearn.datasets import load_digits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,8 +88,9 @@ def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
 class Project:
     """A scratch copy of the project with a small dataset, driven through its command line."""
 
-    def __init__(self, root: Path, environment: dict[str, str]) -> None:
+    def __init__(self, root: Path, environment: dict[str, str], shell: Shell) -> None:
         self.root = root
+        self.shell = shell
         self.data = root / "data"
         self.images = self.data / "tiny"
         self.environment = {**environment, "STEPLADDER_DATA": str(self.data)}
@@ -101,11 +103,7 @@ class Project:
 
     def stepladder(self, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line in the copy."""
-        command = [sys.executable, "-m", "flows.cli", *arguments]
-        done = subprocess.run(
-            command, cwd=self.root, env=self.environment, capture_output=True, text=True,
-            timeout=300, check=False,
-        )  # fmt: skip
+        done = self.shell.run(list(arguments), self.root, self.environment)
         assert (done.returncode == 0) == ok, done.stdout + done.stderr
         return done
 
@@ -154,9 +152,19 @@ def write_digits(folder: Path, classes: int, per_class: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, server: dict[str, str]) -> Project:
+def shell(server: dict[str, str]) -> Iterator[Shell]:
+    """Where command lines start without importing torch and Prefect first."""
+    shell = Shell(server)
+    yield shell
+    shell.close()
+
+
+@pytest.fixture(scope="module")
+def project(
+    tmp_path_factory: pytest.TempPathFactory, server: dict[str, str], shell: Shell
+) -> Project:
     """A scratch project that has run once."""
-    project = Project(tmp_path_factory.mktemp("project"), server)
+    project = Project(tmp_path_factory.mktemp("project"), server, shell)
     write_digits(project.images, classes=3, per_class=40)
     first = project.ask("run")
     assert first["stages"] == {"ran": 15, "cached": 0}
@@ -230,7 +238,7 @@ def test_a_helper_of_one_loss_reaches_the_trainings_with_that_loss(project: Proj
         + "\n\ndef _twice_below(x):\n    return x\n"
         + "\n\ndef _below(x):\n    return _twice_below(x)\n"
     )
-    project.replace("tasks/losses.py", "(logits.softmax(1) -", "(_below(logits.softmax(1)) -")
+    project.replace("tasks/losses.py", "(logits.softmax(1),", "(_below(logits.softmax(1)),")
     assert SOFTMAX in project.plan_and_run()[1]
     project.replace(
         "tasks/losses.py",
