@@ -45,6 +45,7 @@ def convnet(shape: Sequence[int], classes: int) -> nn.Module:
     return nn.Sequential(
         Maps(),
         first(channels(shape), 16, 5, stride, around),
+        Turn(),
         Norm(16),
         nn.ReLU(inplace=True),
         Conv(16, 48, 3, padding=0),
@@ -67,6 +68,7 @@ def resnet18(shape: Sequence[int], classes: int) -> nn.Module:
         Norm(64),
         nn.MaxPool2d(3, stride=2, padding=1),  # commutes with ReLU, which so has less to do
         nn.ReLU(inplace=True),
+        Turn(),
         Residual(64, 64, 1),
         Residual(64, 64, 1),
         Residual(64, 128, 2),
@@ -131,7 +133,7 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[B, inputs, H, W] -> [B, outputs, (H + 2 padding - kernel) / stride + 1, ...]."""
-        if x.is_cuda or max(x.shape[2:]) > 16 or torch.is_autocast_enabled(x.device.type):
+        if not _is_for_products(x):
             last = torch.channels_last
             x, weight = (each.contiguous(memory_format=last) for each in (x, self.weight))
             return F.conv2d(x, weight, None, self.stride, self.padding)
@@ -143,6 +145,35 @@ class Conv(nn.Conv2d):
         v = _along(down.b, across.b, x.permute(2, 3, 0, 1).contiguous()).flatten(0, 1)  # [P, B, C]
         products = torch.bmm(v, u.transpose(1, 2)).unflatten(0, (len(down.b), len(across.b)))
         return _along(down.a, across.a, products).permute(2, 3, 0, 1)
+
+
+def _is_for_products(x: Tensor) -> bool:
+    """Whether maps[B, C, H, W] are convolved by matrix products, and not by torch."""
+    return not (x.is_cuda or torch.is_autocast_enabled(x.device.type) or max(x.shape[2:]) > LARGEST)
+
+
+LARGEST = 16  # pixels along an axis: torch's kernels are as fast on larger maps
+
+
+class Turn(nn.Module):
+    """Lays maps as the convolutions after it want them, once, instead of in each of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[B, C, H, W] -> the same, the batch inside where matrix products follow."""
+        turned: Tensor = _Turning.apply(x) if _is_for_products(x) else x
+        return turned
+
+
+class _Turning(torch.autograd.Function):
+    """A copy in either direction, so that no operation meets maps that lie in two ways."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous(memory_format=torch.channels_last)
 
 
 class Bilinear(NamedTuple):

@@ -33,8 +33,8 @@ from tasks.models import MODELS, initialize
 DEFAULTS: dict[str, dict[str, Any]] = {
     "convnet": {
         "epochs": 2,
-        "batch_size": 128,
-        "lr": 0.02,
+        "batch_size": 256,
+        "lr": 0.03,
         "schedule": "triangular",
         "optimizer": "adamw",
         "weight_decay": 0.01,
