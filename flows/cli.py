@@ -137,7 +137,8 @@ def run(
             display.states |= dict.fromkeys(known.stages, "cached")
             news = mark_cached(folder)
         else:
-            folder = _climb(options.parameters(dataset), display, audit, verbose=verbose)
+            first = memory is not None and memory.is_first
+            folder = _climb(dataset, options, display, audit, first=first, verbose=verbose)
             news = True
     if memory and news:
         memory.keep(folder, list(display.states))
@@ -165,12 +166,26 @@ def _memory(dataset: str, options: Options) -> Memory | None:
     return Memory(data_root().resolve(), folder, given)
 
 
-def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: bool) -> Path:
-    """Run the flow, unless a look shows that nothing is to be done.  Gives the report's folder."""
+def _climb(
+    dataset: str, options: Options, display: Any, audit: int, *, first: bool, verbose: bool
+) -> Path:
+    """Run the flow, unless a look shows that nothing is to be done.  Gives the report's folder.
+
+    Where this is the `first` run with these options, that look is not waited for with a server.
+    """
+    from flows.server import TemporaryServer
     from tasks.caching import process
 
     _tame_prefect(verbose)
+    process.warm_up("tasks.report")  # it imports torch and all chapters, while this process does
+    server = TemporaryServer()
+    if first:
+        server.begin()
     display.wait("looking at what has changed")
+    return _run(options.parameters(dataset), display, audit, server)
+
+
+def _run(parameters: dict[str, Any], display: Any, audit: int, server: Any) -> Path:
     planned = _plan(parameters)
     hits = [each.stage for each in planned if each.state == "cached" and each.comparable]
     audited = random.sample(hits, min(audit, len(hits)))
@@ -195,7 +210,7 @@ def _climb(parameters: dict[str, Any], display: Any, audit: int, *, verbose: boo
         return place(refs["report"], outcomes, store.root)
 
     display.wait("starting Prefect")
-    process.warm_up()  # imports torch for the stages while Prefect starts here
+    server.use()
     from flows.ladder import PLANNED, ladder
     from tasks.caching.stage import AUDIT, OBSERVER, log
 
@@ -412,9 +427,6 @@ def _stop(number: int, _frame: object) -> None:
     if (console := sys.modules.get("flows.console")) and console.Display.shown:
         console.Display.shown.close()
     _say("stopped; what had finished is kept, the same command goes on from it")
-    if module := sys.modules.get("prefect.server.api.server"):
-        for server in list(module.SubprocessASGIServer._instances.values()):
-            server.stop()  # the temporary one, which would stay behind
     os._exit(128 + number)
 
 
@@ -447,8 +459,6 @@ def _tame_prefect(verbose: bool) -> None:
     """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    # Its temporary server is up in seconds, but not on a busy machine.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     if not verbose:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 

@@ -47,6 +47,11 @@ class Memory:
         self.started = time.time_ns()
         self.before = self._reads()
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no run with these options has left anything behind."""
+        return not self._path.is_file()
+
     def recall(self) -> Known | None:
         """How the last run ended, when nothing that it depends on has changed since."""
         try:

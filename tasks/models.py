@@ -45,17 +45,17 @@ def convnet(shape: Sequence[int], classes: int) -> nn.Module:
     return nn.Sequential(
         Maps(),
         first(channels(shape), 16, 5, stride, around),
-        Turn(),
         Norm(16),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         Conv(16, 48, 3, padding=0),
-        Halve(),
+        nn.MaxPool2d(2),
+        Turn(),
         Norm(48),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         Conv(48, 96, 3, padding=1 if small else 0),
         Norm(96),
-        nn.ReLU(inplace=True),
         nn.Flatten(),
+        nn.ReLU(),
         nn.Linear(96 * height * width, classes),
     )
 
@@ -67,7 +67,7 @@ def resnet18(shape: Sequence[int], classes: int) -> nn.Module:
         first(channels(shape), 64, 7, 2, 3),
         Norm(64),
         nn.MaxPool2d(3, stride=2, padding=1),  # commutes with ReLU, which so has less to do
-        nn.ReLU(inplace=True),
+        nn.ReLU(),
         Turn(),
         Residual(64, 64, 1),
         Residual(64, 64, 1),
@@ -100,7 +100,7 @@ class Residual(nn.Module):
         self.body = nn.Sequential(
             Conv(inputs, outputs, 3, stride, padding=1),
             Norm(outputs),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             Conv(outputs, outputs, 3, padding=1),
             Norm(outputs),
         )
@@ -152,7 +152,7 @@ def _is_for_products(x: Tensor) -> bool:
     return not (x.is_cuda or torch.is_autocast_enabled(x.device.type) or max(x.shape[2:]) > LARGEST)
 
 
-LARGEST = 16  # pixels along an axis: torch's kernels are as fast on larger maps
+LARGEST = 10  # pixels along an axis: torch's kernels are as fast on larger maps
 
 
 class Turn(nn.Module):
@@ -264,44 +264,6 @@ class Norm(nn.BatchNorm1d):
         pixels = x.permute(order)  # [..., C]
         rows: Tensor = super().forward(pixels.flatten(0, 2))
         return rows.view(pixels.shape).permute([order.index(axis) for axis in range(4)])
-
-
-class Halve(nn.Module):
-    """The largest of each 2x2 window.  x[B, C, H, W] -> [B, C, H / 2, W / 2], rounded down."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x[B, C, H, W] -> [B, C, H / 2, W / 2]."""
-        halved: Tensor = _Halving.apply(x)
-        return halved
-
-
-class _Halving(torch.autograd.Function):
-    """In a few passes over whatever order the maps lie in, five times as fast as torch's kernel."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        corners = _corners(x)
-        halved = torch.maximum(torch.maximum(*corners[:2]), torch.maximum(*corners[2:]))
-        ctx.save_for_backward(x, halved)
-        return halved
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        x, halved = ctx.saved_tensors
-        (gradient,) = gradients
-        spread = torch.zeros_like(x)
-        free = torch.ones_like(halved, dtype=torch.bool)  # of equals the first takes it all
-        for corner, place in zip(_corners(x), _corners(spread), strict=True):
-            largest = (corner == halved).logical_and_(free)
-            torch.mul(gradient, largest, out=place)
-            free.logical_and_(largest.logical_not_())
-        return spread
-
-
-def _corners(x: Tensor) -> list[Tensor]:
-    """Views of the pixels at each place of the 2x2 windows of maps[B, C, H, W]."""
-    height, width = (size // 2 * 2 for size in x.shape[2:])
-    return [x[:, :, down:height:2, across:width:2] for down in (0, 1) for across in (0, 1)]
 
 
 def _is_batch_inside(x: Tensor) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.models import MODELS, Conv, Halve, Norm, bilinear, initialize
+from tasks.models import MODELS, Conv, Norm, bilinear, initialize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,20 +79,6 @@ def test_a_convolution_of_a_7x7_map_multiplies_121_times() -> None:
     assert along.a.shape == (7, 11)
     assert along.b.shape == (11, 7)
     assert [len(bilinear(size, 3, 1, 1, torch.float32).b) for size in (1, 2, 4)] == [1, 3, 6]
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_halving_takes_what_torchs_pooling_takes(order) -> None:
-    """Values and gradients equal max_pool2d's to the bit, ties and odd sizes included."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(3, (4, 5, 7, 6), generator=generator).float()
-    ours, theirs = lying(x.clone(), order).requires_grad_(), x.requires_grad_()
-    here, there = Halve()(ours), F.max_pool2d(theirs, 2)
-    assert torch.equal(here, there)
-    towards = torch.randn(there.shape, generator=generator)
-    (here * towards).sum().backward()
-    (there * towards).sum().backward()
-    assert torch.equal(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize("order", ORDERS)

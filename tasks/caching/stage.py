@@ -221,7 +221,9 @@ class Stage(Generic[P, R]):
             self._perform,
             name=self.name,
             description=inspect.getdoc(self.fn),
-            tags={self.name},
+            # Prefect asks its server for a slot of each tag before a task begins, so only what one
+            # may want to limit has one: what takes more than a core.
+            tags=set() if self.cores is _one_core else {self.name},
             task_run_name=named,
             cache_policy=NO_CACHE,
             persist_result=False,

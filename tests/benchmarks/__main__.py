@@ -32,7 +32,7 @@ import torch
 from tasks.decode import decode
 from tasks.fetch import fetch
 from tasks.scan import Dataset, scan
-from tasks.train import DEFAULTS, Recipe, train
+from tasks.train import DEFAULTS, Recipe
 from tests.benchmarks import naive, ours
 
 HERE = Path(__file__).resolve().parent
@@ -84,7 +84,6 @@ class Place:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_LEVEL": "WARNING",
             "DO_NOT_TRACK": "1",
-            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
             "DVC_NO_ANALYTICS": "1",
         }
 
@@ -154,7 +153,7 @@ def bench_decode(place: Place) -> Iterator[Row]:
             naive.stacks(place.mnist / side)
         cpu[1].append(time.process_time() - start)
 
-    with ours.two_processes() as pool:
+    with ours.processes(2, 1) as pool:
         mine, other = in_turns(
             place.rounds,
             lambda: cpu[0].append(ours.decode_all(pool, folders, place.cache)),
@@ -269,7 +268,7 @@ def bench_rungs(place: Place) -> Iterator[Row]:
     epochs, data = place.options.epochs, place.scan()
     recipes = [Recipe(model=model, loss=loss, epochs=epochs) for model, loss in naive.RUNGS]
     training, testing = (naive.stacks(place.mnist / side) for side in ("training", "testing"))
-    with ours.two_processes() as pool:
+    with ours.processes(2, 1) as pool:
         arguments = (pool, recipes, data.training, data.testing, place.cache)
         weights = ours.rungs(*arguments)
 
@@ -294,32 +293,37 @@ def bench_rungs(place: Place) -> Iterator[Row]:
 
 def bench_resnet18(place: Place) -> Iterator[Row]:
     """A ResNet18 epoch of 60,000 images, from a few steps each."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    steps = ours.Steps(Recipe(model="resnet18", loss="cross_entropy"))
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(cores)
+    recipe = Recipe(model="resnet18", loss="cross_entropy")
     model = naive.resnet18()
     x, y = torch.rand(64, 1, 28, 28), torch.randint(10, (64,))
-    size = steps.recipe.batch_size
-    turns = size // 64
-    steps.step(), naive.step(model, x, y)
-    rounds = in_turns(
-        place.rounds, steps.step, lambda: [naive.step(model, x, y) for _ in range(turns)]
-    )
-    mine, other = ([took * 60_000 / size for took in way] for way in rounds)
-    note = f"scaled from steps of {size} images ({steps.recipe.precision}) and {turns} of 64 (fp32)"
-    yield compared("ResNet18 epoch / torch's convolutions", ">= 4x", mine, other, note)
+    turns = recipe.batch_size // 64
+    with ours.processes(1, cores) as pool:
+        pool.apply(ours.step, (recipe,)), naive.step(model, x, y)
+        rounds = in_turns(
+            place.rounds,
+            lambda: pool.apply(ours.step, (recipe,)),
+            lambda: [naive.step(model, x, y) for _ in range(turns)],
+        )
+    mine, other = ([took * 60_000 / recipe.batch_size for took in way] for way in rounds)
+    note = f"scaled from steps of {recipe.batch_size} images ({recipe.precision}) and {turns} of 64"
+    yield compared("ResNet18 epoch / torch's convolutions", ">= 4x", mine, other, f"{note} (fp32)")
 
 
 def bench_convnet(place: Place) -> Iterator[Row]:
     """The convnet of the default ladder: seconds of training and true testing accuracy."""
-    torch.set_num_threads(2)
     data = place.scan()
-    sides = [[decode.fn(f.load(place.cache)) for f in s] for s in (data.training, data.testing)]
-    took, right = [], []
-    for seed in range(place.options.seeds):
-        recipe = Recipe(model="convnet", loss="cross_entropy", seed=seed)
-        start = time.perf_counter()
-        right.append(train.fn(*sides, data.classes, recipe)["testing_accuracy"])
-        took.append(time.perf_counter() - start)
+    with ours.processes(1, 2) as pool:
+        done = [
+            pool.apply(
+                ours.trained,
+                (Recipe(model="convnet", loss="cross_entropy", seed=seed),
+                 data.training, data.testing, place.cache),
+            )
+            for seed in range(place.options.seeds)
+        ]  # fmt: skip
+    took, right = zip(*done, strict=True)
     note = f"mean testing accuracy {statistics.mean(right):.2%}, worst {min(right):.2%} (>= 99.4 %)"
     yield Row("convnet, training stage", statistics.median(took), None, None, "<= 10 s",
               len(took), note)  # fmt: skip
@@ -406,7 +410,7 @@ def bench_scale(place: Place) -> Iterator[Row]:
     folders = [[*each.training, *each.testing] for each in data]
     small, ten = in_turns(place.rounds, place.scan, lambda: scan(large, place.cache))
     yield compared("scan, 700,000 / 70,000 files", "~10", ten, small, up=False)
-    with ours.two_processes() as pool, watched_memory() as peak:
+    with ours.processes(2, 1) as pool, watched_memory() as peak:
         small, ten = in_turns(
             min(place.rounds, 3),
             lambda: ours.decode_all(pool, folders[0], place.cache, averaged=True),

@@ -16,9 +16,10 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from torch import Tensor
 
-from flows.ladder import open_session
+from flows.ladder import PLANNED, open_session
 from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching.plan import asleep
+from tasks.caching.process import keep_freed_memory, warm_up
 from tasks.caching.store import Stack
 from tasks.decode import decode
 from tasks.losses import LOSSES
@@ -28,12 +29,17 @@ from tasks.train import OPTIMIZERS, Recipe, forward, new_model, train
 
 
 @contextmanager
-def two_processes() -> Iterator[Pool]:
-    """Two workers with a torch thread each."""
+def processes(count: int, threads: int) -> Iterator[Pool]:
+    """Workers as the engine makes them, with so many torch threads each."""
     context = multiprocessing.get_context("forkserver")
-    with context.Pool(2, torch.set_num_threads, (1,)) as pool:
-        pool.map(time.sleep, [0.5, 0.5], 1)  # started and imported before anything is timed
+    with context.Pool(count, _prepare, (threads,)) as pool:
+        pool.map(time.sleep, [0.5] * count, 1)  # started and imported before anything is timed
         yield pool
+
+
+def _prepare(threads: int) -> None:
+    keep_freed_memory()
+    torch.set_num_threads(threads)
 
 
 def decode_folder(folder: Folder, root: Path, averaged: bool = False) -> float:
@@ -74,6 +80,26 @@ def rungs(
     return pool.map(body, recipes, 1)
 
 
+def trained(
+    recipe: Recipe, training: list[Folder], testing: list[Folder], root: Path
+) -> tuple[float, float]:
+    """One training stage's body, a tenth held out: its seconds and its testing accuracy."""
+    sides = [[_stack(folder, root) for folder in side] for side in (training, testing)]
+    start = time.perf_counter()
+    accuracy = train.fn(*sides, [folder.label for folder in training], recipe)["testing_accuracy"]
+    return time.perf_counter() - start, accuracy
+
+
+def step(recipe: Recipe) -> None:
+    """One step of a recipe on one batch of noise."""
+    _steps(recipe).step()
+
+
+@functools.cache
+def _steps(recipe: Recipe) -> Steps:
+    return Steps(recipe)
+
+
 class Steps:
     """Steps of a recipe on one batch of noise, as the train stage takes them."""
 
@@ -107,6 +133,8 @@ def baselines(dataset: Path) -> None:
 
 
 if __name__ == "__main__":
-    with asleep():  # planned first, as the command line does
+    warm_up("tasks.report")  # as the command line does, which also plans first
+    with asleep() as planned:
         baselines.fn(Path(sys.argv[1]))
+    PLANNED.set(planned)
     baselines(Path(sys.argv[1]))

@@ -1,0 +1,119 @@
+"""A Prefect server for one run, for whoever has none: it starts while the run still imports torch.
+
+Prefect's own temporary server starts when the flow does, which then waits for it.  This one ends
+with its run, even one that is killed: it watches its standard input.  Run as a script, this file is
+the server.
+"""
+
+from __future__ import annotations
+
+import atexit
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from tasks.caching.basics import LadderError
+
+_PATIENCE = 180  # seconds; it is up in five, but not on a busy machine or with a new database
+
+
+class TemporaryServer:
+    """Started by `begin`, ready after `use`, and gone when this process ends."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this process
+
+    def begin(self) -> None:
+        """Start it, unless it has started or another server is named by the environment."""
+        if self._process or os.environ.get("PREFECT_API_URL"):
+            return
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self._port = listening.getsockname()[1]
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(listening.fileno())],
+                pass_fds=[listening.fileno()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                start_new_session=True,  # Ctrl-C is for the run, which has yet to say good-bye
+            )
+        atexit.register(self._end, self._process)  # after Prefect has sent what it still holds
+
+    def use(self) -> None:
+        """Wait until it answers and point Prefect at it, unless Prefect knows a server.
+
+        Raises LadderError when it does not come up.
+        """
+        from prefect.context import refresh_global_settings_context
+        from prefect.settings import PREFECT_API_URL
+
+        if PREFECT_API_URL.value():
+            return
+        self.begin()
+        self._wait()
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{self._port}/api"
+        refresh_global_settings_context()
+
+    def _wait(self) -> None:
+        """Until it answers: its socket listens from the start, so one request is enough."""
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE)
+            connection.request("GET", "/api/health")
+            connection.getresponse()
+            connection.close()
+        except (OSError, http.client.HTTPException) as error:
+            self._errors.seek(0)
+            said = self._errors.read().decode(errors="replace").strip().splitlines()
+            raise LadderError(
+                f"Prefect's temporary server did not start ({said[-1] if said else error}): "
+                "see to PREFECT_HOME, or start a server and set PREFECT_API_URL"
+            ) from error
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin
+        process.stdin.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _serve(listening: int) -> None:
+    """Answer on a socket that listens already, until standard input ends."""
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        return  # a profile names a server
+    import uvicorn
+
+    app = "prefect.server.api.server:create_app"
+    server = uvicorn.Server(uvicorn.Config(app, factory=True, log_level="error"))
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        server.should_exit = True
+        time.sleep(5)  # for what is still being written
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    server.run([socket.socket(fileno=listening)])
+    os._exit(0)  # all is written; taking the interpreter apart takes a second
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # As Prefect starts its own.
+    os.environ.update(
+        PREFECT_UI_ENABLED="0", PREFECT__SERVER_EPHEMERAL="1", PREFECT__SERVER_FINAL="1"
+    )
+    _serve(int(sys.argv[1]))
