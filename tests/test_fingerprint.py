@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -432,6 +432,14 @@ def test_a_helper_is_reached_through(package, kind: str) -> None:
 def test_the_condition_of_an_import_counts(package) -> None:
     source = ODD["either import of a condition"]
     assert package(source) != package(source, "FAST = True", "FAST = False")
+
+
+def test_a_package_leads_to_the_distributions_that_python_itself_finds() -> None:
+    theirs = importlib.metadata.packages_distributions()
+    ours = source.distributions()
+    assert {top: set(names) for top, names in ours.items()} == {
+        top: set(names) for top, names in theirs.items()
+    }
 
 
 def test_the_versions_of_either_import_count(package) -> None:

@@ -76,8 +76,20 @@ def essence(code: CodeType) -> CodeType:
 
 @functools.cache
 def distributions() -> Mapping[str, list[str]]:
-    """The installed distributions that bring a top-level package: there may be several."""
-    return importlib.metadata.packages_distributions()
+    """The installed distributions that bring a top-level package: there may be several.
+
+    As `importlib.metadata.packages_distributions` says it, without a Path for each of their files.
+    """
+    found: dict[str, list[str]] = {}
+    for each in importlib.metadata.distributions():
+        tops = (each.read_text("top_level.txt") or "").split()
+        if not tops:
+            lines = (each.read_text("RECORD") or "").splitlines()
+            paths = [line.rsplit(",", 2)[0].strip('"') for line in lines]
+            tops = [*{p.partition("/")[0].removesuffix(".py") for p in paths if p.endswith(".py")}]
+        for top in tops:
+            found.setdefault(top, []).append(each.name)
+    return found
 
 
 @functools.cache
@@ -252,7 +264,7 @@ def cleaned(node: ast.stmt) -> str:
     for inner in ast.walk(tree):
         if isinstance(inner, ast.stmt) and getattr(inner, "body", None) == []:
             inner.body = [ast.Pass()]  # type: ignore[attr-defined] # it has one: just looked
-    return ast.unparse(ast.fix_missing_locations(tree))
+    return ast.unparse(tree)
 
 
 def _tables(text: str) -> list[symtable.SymbolTable]:

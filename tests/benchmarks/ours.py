@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +15,9 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from torch import Tensor
 
-from flows.ladder import PLANNED, open_session
+from flows.ladder import open_session
 from tasks.baseline import DISTANCES, baseline, mean
-from tasks.caching.plan import asleep
-from tasks.caching.process import keep_freed_memory, warm_up
+from tasks.caching.process import keep_freed_memory
 from tasks.caching.store import Stack
 from tasks.decode import decode
 from tasks.losses import LOSSES
@@ -130,11 +128,3 @@ def baselines(dataset: Path) -> None:
     means = [mean[name](stack) for name, stack in zip(data.classes, training, strict=True)]
     found = [baseline[d](means, testing, data.classes, d) for d in DISTANCES]
     session.finish(found[-1])
-
-
-if __name__ == "__main__":
-    warm_up("tasks.report")  # as the command line does, which also plans first
-    with asleep() as planned:
-        baselines.fn(Path(sys.argv[1]))
-    PLANNED.set(planned)
-    baselines(Path(sys.argv[1]))
