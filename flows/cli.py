@@ -211,7 +211,6 @@ def _run(parameters: dict[str, Any], display: Any, audit: int, server: Any) -> P
         return place(refs["report"], outcomes, store.root)
 
     display.wait("starting Prefect")
-    server.use()
     from flows.ladder import PLANNED, ladder
     from tasks.caching.stage import AUDIT, OBSERVER, log
 
@@ -223,7 +222,8 @@ def _run(parameters: dict[str, Any], display: Any, audit: int, server: Any) -> P
     AUDIT.set(tuple(audited))
     PLANNED.set(planned)
     try:
-        return Path(ladder(**parameters))
+        with server.use():
+            return Path(ladder(**parameters))
     except RuntimeError as error:
         if not re.search("reach API|Prefect API server", str(error)):
             raise

@@ -8,8 +8,10 @@ the server.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 
 from tasks.caching.basics import LadderError
 
@@ -24,7 +27,7 @@ _PATIENCE = 180  # seconds; it is up in five, but not on a busy machine or with 
 
 
 class TemporaryServer:
-    """Started by `begin`, ready after `use`, and gone when this process ends."""
+    """Started by `begin`, used within `use`, and gone when this process ends."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,27 +46,37 @@ class TemporaryServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
+                env={**os.environ, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"},
                 start_new_session=True,  # Ctrl-C is for the run, which has yet to say good-bye
             )
         atexit.register(self._end, self._process)  # after Prefect has sent what it still holds
 
-    def use(self) -> None:
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
         """Wait until it answers and point Prefect at it, unless Prefect knows a server.
 
         Raises LadderError when it does not come up.
         """
         from prefect.context import refresh_global_settings_context
-        from prefect.settings import PREFECT_API_URL
+        from prefect.settings import (
+            PREFECT_API_URL,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+            temporary_settings,
+        )
 
         if PREFECT_API_URL.value():
+            yield
             return
         self.begin()
         self._wait()
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{self._port}/api"
         refresh_global_settings_context()
+        # Nobody watches this server for signs of life, and to stop giving them takes a second.
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
 
     def _wait(self) -> None:
-        """Until it answers: its socket listens from the start, so one request is enough."""
+        """Wait until it answers: its socket listens from the start, so one request is enough."""
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE)
             connection.request("GET", "/api/health")
@@ -71,10 +84,11 @@ class TemporaryServer:
             connection.close()
         except (OSError, http.client.HTTPException) as error:
             self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip().splitlines()
+            text = self._errors.read().decode(errors="replace")
+            said = re.findall(r"^[\w.]*Error: .*", text, re.MULTILINE) or [str(error)]
             raise LadderError(
-                f"Prefect's temporary server did not start ({said[-1] if said else error}): "
-                "see to PREFECT_HOME, or start a server and set PREFECT_API_URL"
+                f"Prefect's temporary server did not start ({said[-1]}): make PREFECT_HOME a "
+                "folder that can be written, or start a server and set PREFECT_API_URL"
             ) from error
 
     @staticmethod
@@ -100,7 +114,8 @@ def _serve(listening: int) -> None:
     server = uvicorn.Server(uvicorn.Config(app, factory=True, log_level="error"))
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):
+            pass
         server.should_exit = True
         time.sleep(5)  # for what is still being written
         os._exit(1)

@@ -559,7 +559,7 @@ def test_a_killed_prefect_server_costs_no_finished_stage(tiny: Runner, tmp_path:
     servers = [
         pid
         for pid in descendants(run.pid)
-        if b"prefect.server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"flows/server.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     assert servers
     for pid in servers:
