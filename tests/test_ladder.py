@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -411,6 +412,7 @@ def test_a_deployment_runs_on_a_worker_and_is_cached_when_repeated(project: Proj
     write_digits(project.data / "sample", classes=3, per_class=24)
     prefect("work-pool", "create", "stepladder", "--type", "process")
     prefect("deploy", "--all")
+    prefect("concurrency-limit", "create", "train", "1")
     worker = subprocess.Popen(
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", "stepladder"],
         cwd=project.root, env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -433,7 +435,12 @@ def test_a_deployment_runs_on_a_worker_and_is_cached_when_repeated(project: Proj
     assert set(states[1]) == {"Cached"}
     names = {task["name"]: task["tags"] for task in tasks[1]}
     assert names["train linear, cross_entropy, seed 0"] == ["train"]
-    assert names["decode training/2"] == ["decode"]
+    assert names["decode training/2"] == []
+    trainings = sorted(
+        (task["start_time"], task["end_time"]) for task in tasks[0] if task["tags"] == ["train"]
+    )
+    assert len(trainings) == 3
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(trainings))
     assert {*flow_runs[1]["tags"]} >= {"stepladder", "sample"}
     shown = _post(f"{url}/artifacts/filter", _of_flow_run(flow_runs[0]["id"]))
     assert {each["key"] for each in shown if each["key"]} == {

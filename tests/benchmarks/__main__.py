@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -343,6 +344,9 @@ def bench_cold(place: Place) -> Iterator[Row]:
     convnet_epochs = str(DEFAULTS["convnet"]["epochs"])
     peaks: list[float] = []
 
+    place.stepladder("run", "mnist", "--quiet", "--only", "linear*", "--epochs", "1")
+    # By now Prefect has its database, which it makes once on each machine.
+
     def ladder() -> None:
         shutil.rmtree(place.cache, ignore_errors=True)
         with watched_memory() as peak:
@@ -358,6 +362,34 @@ def bench_cold(place: Place) -> Iterator[Row]:
     yield compared("cold pipeline without ResNet18 / the script", ">= 5x", mine, other, note)
     yield Row("cold pipeline, peak memory", statistics.median(peaks) / 1e6, None, None,
               "<= 1500 MB", len(peaks), "proportional share of its processes", "MB")  # fmt: skip
+    yield from budget(place)
+
+
+def budget(place: Place) -> Iterator[Row]:
+    """Where the cold pipeline's seconds go: each part alone, then what the last run's stages took.
+
+    The parts up to the server overlap in a run, as far as two cores let them.
+    """
+    server = "from flows.server import TemporaryServer as T; s = T(); s.begin(); s._wait()"
+    python = {
+        "import torch and the chapters": "import tasks.report",
+        "import Prefect": "import prefect.flows, prefect.task_runners",
+        "start and end a temporary server": server,
+    }
+    for what, code in python.items():
+        took = [seconds(lambda code=code: place.run(sys.executable, "-c", code)) for _ in range(3)]
+        yield Row(f"part: {what}", statistics.median(took), None, None, "", 3)
+    took = [seconds(lambda at=f"index-{n}": scan(place.mnist, place.root / at)) for n in range(3)]
+    yield Row("part: scan without an index", statistics.median(took), None, None, "", 3)
+
+    results = json.loads((place.root / "reports/mnist/latest/results.json").read_text())
+    stages: dict[str, list[float]] = {}
+    for each in results["stages"]:
+        kind = each["stage"] if each["stage"].startswith("train") else each["stage"].split("[")[0]
+        stages.setdefault(kind, []).append(each["seconds"])
+    for kind, took in stages.items():
+        note = "seconds of one core, side by side" if len(took) > 1 else ""
+        yield Row(f"part: {kind}, {len(took)} stages", sum(took), None, None, "", 1, note)
 
 
 @contextlib.contextmanager
