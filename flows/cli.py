@@ -16,6 +16,7 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -424,9 +425,14 @@ def main() -> None:
 
 
 def start() -> None:
-    """The command `stepladder`: `main`, and an end that does not take the interpreter apart.
+    """The command `stepladder`: `main`, and an end that does not take the interpreter apart."""
+    leave_quickly(main)
 
-    To tear down torch and Prefect, object by object, takes more than half a second.
+
+def leave_quickly(act: Callable[[], object]) -> None:
+    """Call a function and end the process when all is written that others still hold.
+
+    To tear down torch and Prefect as well, object by object, takes more than half a second.
     """
     status: object = 1
 
@@ -438,7 +444,7 @@ def start() -> None:
 
     atexit.register(leave)  # the first to register comes last
     try:
-        main()
+        act()
         status = 0
     except SystemExit as end:
         status = end.code

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from tasks.caching.basics import LadderError
 
@@ -93,17 +94,26 @@ class TemporaryServer:
 
     @staticmethod
     def _end(process: subprocess.Popen[bytes]) -> None:
+        """Let it end: what is still being written is soon done, or it goes on to do that alone."""
         assert process.stdin
         process.stdin.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
 
 
 def _serve(listening: int) -> None:
     """Answer on a socket that listens already, until standard input ends."""
+    servers: list[Any] = []
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        for server in servers:
+            server.should_exit = True
+            time.sleep(60)  # a new database must not be left half made
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value():
@@ -111,17 +121,8 @@ def _serve(listening: int) -> None:
     import uvicorn
 
     app = "prefect.server.api.server:create_app"
-    server = uvicorn.Server(uvicorn.Config(app, factory=True, log_level="error"))
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        server.should_exit = True
-        time.sleep(5)  # for what is still being written
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    server.run([socket.socket(fileno=listening)])
+    servers.append(uvicorn.Server(uvicorn.Config(app, factory=True, log_level="error")))
+    servers[0].run([socket.socket(fileno=listening)])
     os._exit(0)  # all is written; taking the interpreter apart takes a second
 
 

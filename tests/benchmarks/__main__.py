@@ -398,7 +398,7 @@ def watched_memory() -> Iterator[list[float]]:
     peak, done = [0.0], threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.2):
+        while not done.wait(1):  # to be counted stops a process for some milliseconds
             peak[0] = max(peak[0], sum(map(held, descendants(os.getpid()))))
 
     thread = threading.Thread(target=watch)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from flows.cli import leave_quickly
 from tasks.caching import process
 
-if __name__ == "__main__":
-    process.warm_up("tasks.report")  # before torch and Prefect are imported here
+
+def main() -> None:
+    """Plan, then run; torch and Prefect are imported meanwhile for the stages."""
+    process.warm_up("tasks.report")
     from flows.ladder import PLANNED
     from tasks.caching.plan import asleep
     from tests.benchmarks.ours import baselines
@@ -18,3 +21,7 @@ if __name__ == "__main__":
         baselines.fn(folder)
     PLANNED.set(planned)
     baselines(folder)
+
+
+if __name__ == "__main__":
+    leave_quickly(main)
