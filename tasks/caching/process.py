@@ -90,7 +90,7 @@ def warm_up(*modules: str) -> None:
         # The fork server searches where this process does, wherever it was started.
         paths = [_ROOT, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
-        _FORK_SERVER.set_forkserver_preload([*PRELOAD, *modules])
+        _FORK_SERVER.set_forkserver_preload(["tasks.caching.served", *PRELOAD, *modules])
         from multiprocessing.forkserver import ensure_running
 
         ensure_running()

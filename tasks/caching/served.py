@@ -1,0 +1,19 @@
+"""Imported by the fork server alone, and first: it ends without taking torch apart.
+
+Whoever reads what a run prints, through a pipe, waits for the last process that could still write.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+
+_SERVER = os.getpid()
+
+
+def _leave() -> None:
+    if os.getpid() == _SERVER:  # and no fork of it, which has a status to give
+        os._exit(0)
+
+
+atexit.register(_leave)
