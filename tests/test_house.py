@@ -23,7 +23,17 @@ CHAPTERS = [
     "publish",
     "fetch",
 ]
-ENGINE = ["basics", "store", "plan", "source", "fingerprint", "served", "process", "stage", "upkeep"]
+ENGINE = [
+    "basics",
+    "store",
+    "plan",
+    "source",
+    "fingerprint",
+    "served",
+    "process",
+    "stage",
+    "upkeep",
+]
 
 
 def imports(path: Path) -> set[str]:
