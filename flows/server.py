@@ -70,6 +70,7 @@ class TemporaryServer:
             return
         self.begin()
         self._wait()
+        # Past the flow's end too: what Prefect still holds, it sends when this process ends.
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{self._port}/api"
         refresh_global_settings_context()
         # Nobody watches this server for signs of life, and to stop giving them takes a second.
@@ -103,12 +104,12 @@ class TemporaryServer:
 
 def _serve(listening: int) -> None:
     """Answer on a socket that listens already, until standard input ends."""
-    servers: list[Any] = []
+    server: Any = None
 
     def watch() -> None:
         while os.read(0, 1):
             pass
-        for server in servers:
+        if server:
             server.should_exit = True
             time.sleep(60)  # a new database must not be left half made
         os._exit(1)
@@ -119,10 +120,10 @@ def _serve(listening: int) -> None:
     if PREFECT_API_URL.value():
         return  # a profile names a server
     import uvicorn
+    from prefect.server.api.server import create_app
 
-    app = "prefect.server.api.server:create_app"
-    servers.append(uvicorn.Server(uvicorn.Config(app, factory=True, log_level="error")))
-    servers[0].run([socket.socket(fileno=listening)])
+    server = uvicorn.Server(uvicorn.Config(create_app, factory=True, log_level="error"))
+    server.run([socket.socket(fileno=listening)])
     os._exit(0)  # all is written; taking the interpreter apart takes a second
 
 

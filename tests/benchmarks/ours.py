@@ -59,10 +59,16 @@ def rung(
     recipe: Recipe, training: list[Folder], testing: list[Folder], root: Path
 ) -> dict[str, Tensor]:
     """One training stage's body on all of training; gives its weights."""
-    sides = [[_stack(folder, root) for folder in side] for side in (training, testing)]
-    classes = [folder.label for folder in training]
-    result = train.fn(*sides, classes, recipe, "testing")
+    result = train.fn(*_given(training, testing, root), recipe, "testing")
     return {name: tensor.clone() for name, tensor in result["weights"].tensors.items()}
+
+
+def _given(
+    training: list[Folder], testing: list[Folder], root: Path
+) -> tuple[list[Stack], list[Stack], list[str]]:
+    """What a training stage gets whatever its recipe: both sides' stacks, and the classes."""
+    stacks = ([_stack(folder, root) for folder in side] for side in (training, testing))
+    return (*stacks, [folder.label for folder in training])
 
 
 @functools.cache
@@ -82,20 +88,10 @@ def trained(
     recipe: Recipe, training: list[Folder], testing: list[Folder], root: Path
 ) -> tuple[float, float]:
     """One training stage's body, a tenth held out: its seconds and its testing accuracy."""
-    sides = [[_stack(folder, root) for folder in side] for side in (training, testing)]
+    given = _given(training, testing, root)
     start = time.perf_counter()
-    accuracy = train.fn(*sides, [folder.label for folder in training], recipe)["testing_accuracy"]
+    accuracy = train.fn(*given, recipe)["testing_accuracy"]
     return time.perf_counter() - start, accuracy
-
-
-def step(recipe: Recipe) -> None:
-    """One step of a recipe on one batch of noise."""
-    _steps(recipe).step()
-
-
-@functools.cache
-def _steps(recipe: Recipe) -> Steps:
-    return Steps(recipe)
 
 
 class Steps:
@@ -115,6 +111,14 @@ class Steps:
         logits = forward(self.model, self.images, self.recipe.precision)
         LOSSES[self.recipe.loss](logits, self.labels, self.recipe.label_smoothing).backward()
         self.optimizer.step(1e-4)
+
+
+_steps = functools.cache(Steps)
+
+
+def step(recipe: Recipe) -> None:
+    """One step of a recipe on one batch of noise."""
+    _steps(recipe).step()
 
 
 @flow(name="baselines", task_runner=ThreadPoolTaskRunner(max_workers=64))
