@@ -228,11 +228,14 @@ def label(recipes: Sequence[Recipe]) -> dict[str, Recipe]:
     return labels
 
 
-def threads(model: str, cores: int) -> int:
+def threads(model: str, cores: int, device: str) -> int:
     """How many torch threads a training of `model` wants on a machine of `cores` cores.
 
-    A small model's products are over before a second thread has woken up.
+    A small model's products are over before a second thread has woken up.  On a GPU the thread
+    only hands out work: as many trainings share the GPU as there are cores.
     """
+    if device == "cuda":
+        return 1
     return min(cores, {"linear": 1, "mlp": 1, "convnet": 2}.get(model, cores))
 
 
@@ -243,7 +246,7 @@ class Labelled(NamedTuple):
     labels: Tensor  # [N] int64
 
 
-@stage(cores=lambda given: threads(given["recipe"].model, os.cpu_count() or 1))
+@stage(cores=lambda given, device: threads(given["recipe"].model, os.cpu_count() or 1, device))
 def train(
     training: list[Stack],
     testing: list[Stack],
@@ -281,7 +284,8 @@ def train(
     generator = torch.Generator().manual_seed(recipe.seed)
     model = new_model(build, shape, len(classes))
     initialize(model, recipe.init, generator)
-    model.to(run.device)
+    if run.device == "cuda":  # a CPU wants its weights as `models.Conv` lays them
+        model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub
     optimizer = optimize(list(model.parameters()), recipe.weight_decay)
     state = State(model, optimizer, generator, [])
     fit(state, seen, held_out, criterion=criterion, schedule=schedule, recipe=recipe, run=run)
@@ -419,23 +423,31 @@ def fit(
     images, labels, watched = (
         each.to(run.device) for each in (seen.images, seen.labels, held_out.images)
     )
+    steps = len(batches(labels, recipe.batch_size))
+    course = Course.blank(len(labels), steps, run.device)
     tell = seldom(run.progress)
-    for epoch in range(len(history), recipe.epochs):
+
+    def descend() -> Tensor:
+        """Take an epoch's steps; gives the sum of all images' losses."""
         model.train()
         loss_sum = torch.zeros((), device=run.device)
-        order = torch.randperm(len(labels), generator=generator).to(run.device)
-        plan = batches(order, recipe.batch_size)
-        note = f"epoch {epoch + 1} of {recipe.epochs}"
-        for step, batch in enumerate(plan):
-            x = shifted(images.index_select(0, batch), recipe.shift, generator)
+        plan = zip(
+            batches(course.order, recipe.batch_size), course.shifts, course.rates, strict=True
+        )
+        for step, (batch, shift, rate) in enumerate(plan, len(history) * steps):
+            x = shifted(images.index_select(0, batch), recipe.shift, shift)
             logits = forward(model, x, recipe.precision)
             loss = criterion(logits, labels[batch], recipe.label_smoothing)
             loss.backward()
-            done = epoch + (step + 0.5) / len(plan)
-            optimizer.step(recipe.lr * schedule(done / recipe.epochs))
+            optimizer.step(rate)
             loss_sum += loss.detach() * len(batch)
-            tell(epoch * len(plan) + step, recipe.epochs * len(plan), note)
-        loss_mean = loss_sum.item() / len(labels)
+            tell(step, recipe.epochs * steps, f"epoch {len(history) + 1} of {recipe.epochs}")
+        return loss_sum
+
+    descents = repeated(descend, run.device)
+    for epoch in range(len(history), recipe.epochs):
+        course.draw(generator, recipe, schedule, epoch)
+        loss_mean = next(descents).item() / len(labels)
         said = probabilities(model, watched, recipe.precision)
         if not math.isfinite(loss_mean) or not said.isfinite().all():
             raise LadderError(
@@ -447,8 +459,65 @@ def fit(
             {"epoch": epoch + 1, "training_loss": loss_mean, "validation_accuracy": right}
         )
         save(run.scratch, origin, state)
-        note += f": loss {loss_mean:.4f}, validation {right:.2%}"
-        run.progress((epoch + 1) * len(plan), recipe.epochs * len(plan), note)
+        note = f"epoch {epoch + 1} of {recipe.epochs}: loss {loss_mean:.4f}, validation {right:.2%}"
+        run.progress((epoch + 1) * steps, recipe.epochs * steps, note)
+
+
+class Course(NamedTuple):
+    """What an epoch's steps go by, drawn before the first, in tensors that stay where they are."""
+
+    order: Tensor  # [N] int64, the images as they come
+    shifts: Tensor  # [steps, 4, 2] int64, where each quarter of a batch is cut out, see `shifted`
+    rates: Tensor  # [steps] float64, learning rates
+
+    @classmethod
+    def blank(cls, images: int, steps: int, device: str) -> Course:
+        """A course of so many images and steps, to be drawn."""
+        return cls(
+            torch.zeros(images, dtype=torch.int64, device=device),
+            torch.zeros(steps, 4, 2, dtype=torch.int64, device=device),
+            torch.zeros(steps, dtype=torch.float64, device=device),
+        )
+
+    def draw(
+        self,
+        generator: torch.Generator,
+        recipe: Recipe,
+        schedule: Callable[[float], float],
+        epoch: int,
+    ) -> None:
+        """Draw the course of an epoch, counted from 0, in place."""
+        self.order.copy_(torch.randperm(len(self.order), generator=generator))
+        if recipe.shift:
+            shifts = torch.randint(2 * recipe.shift + 1, self.shifts.shape, generator=generator)
+            self.shifts.copy_(shifts)
+        steps = len(self.rates)
+        done = [(epoch + (step + 0.5) / steps) / recipe.epochs for step in range(steps)]
+        rates = [recipe.lr * schedule(share) for share in done]
+        self.rates.copy_(torch.tensor(rates, dtype=torch.float64))
+
+
+def repeated(work: Callable[[], Tensor], device: str) -> Iterator[Tensor]:
+    """What `work` gives, again and again; a GPU repeats it without Python between its kernels.
+
+    There, the first time is as usual and leaves nothing to be set up; the second is recorded as a
+    CUDA graph, which is what runs from then on.  So `work` may read and change only tensors that
+    stay where they are, and wait for no number.
+    """
+    while device != "cuda":
+        yield work()
+    stream = torch.cuda.Stream()  # nothing can be recorded on the usual one
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        result = work()
+    torch.cuda.current_stream().wait_stream(stream)
+    yield result
+    recording = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recording, stream=stream):
+        result = work()
+    while True:
+        recording.replay()
+        yield result
 
 
 def batches(order: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -463,20 +532,21 @@ def batches(order: Tensor, size: int) -> tuple[Tensor, ...]:
     return parts
 
 
-def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+def shifted(images: Tensor, pixels: int, shifts: Tensor) -> Tensor:
     """Each quarter of a batch moved by up to `pixels` along H and W, black flowing in.
 
-    images[B, H, W(, 3)] uint8 -> the same shape.
+    images[B, H, W(, 3)] uint8, shifts[4, 2] int64 from 0 (down, right) to 2 pixels (up, left) ->
+    the same shape as images.
     """
     if not pixels:
         return images
     height, width = images.shape[1:3]
     around = (0, 0) * (images.ndim - 3) + (pixels,) * 4
-    moved = []
-    for part in F.pad(images, around).chunk(4):
-        y, x = torch.randint(2 * pixels + 1, (2,), generator=generator).tolist()
-        moved.append(part[:, y : y + height, x : x + width])
-    return torch.cat(moved)
+    windows = F.pad(images, around).unfold(1, height, 1).unfold(2, width, 1)
+    rows = torch.arange(len(images), device=images.device)
+    down, across = shifts[rows // -(-len(images) // 4)].unbind(1)
+    moved = windows[rows, down, across]  # [B(, 3), H, W]
+    return moved if images.ndim == 3 else moved.movedim(1, 3)
 
 
 def forward(model: nn.Module, images: Tensor, precision: str) -> Tensor:
@@ -541,8 +611,8 @@ class SGD:
         self.weight_decay = weight_decay
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Move every parameter against its gradient, and forget the gradient."""
+    def step(self, lr: Tensor) -> None:
+        """Move every parameter against its gradient, and forget the gradient.  lr[] float64."""
         for p in self.parameters:
             grad = p.grad
             if grad is None:  # a parameter the model did not use
@@ -565,12 +635,16 @@ class AdamW:
 
     def __init__(self, parameters: list[Tensor], weight_decay: float) -> None:
         self.torch = torch.optim.AdamW(
-            parameters, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+            parameters,
+            betas=(0.9, 0.99),
+            weight_decay=weight_decay,
+            fused=True,
+            capturable=parameters[0].is_cuda,  # as `repeated` needs it
         )
 
-    def step(self, lr: float) -> None:
-        """Move every parameter, and forget its gradient."""
-        self.torch.param_groups[0]["lr"] = lr
+    def step(self, lr: Tensor) -> None:
+        """Move every parameter, and forget its gradient.  lr[] float64."""
+        self.torch.param_groups[0]["lr"] = lr.float() if lr.is_cuda else lr  # as its kernels read
         self.torch.step()
         self.torch.zero_grad()
 

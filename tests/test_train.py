@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from tasks.caching.basics import LadderError
@@ -34,6 +38,7 @@ from tasks.train import (
     one_cycle,
     probabilities,
     read_recipes,
+    repeated,
     shifted,
     split,
     threads,
@@ -221,9 +226,10 @@ def test_labels_name_only_what_differs() -> None:
 
 
 def test_small_models_get_one_thread() -> None:
-    """A second thread slows them down; the others never get more threads than cores."""
-    assert [threads(model, 2) for model in ("linear", "mlp", "convnet", "resnet18")] == [1, 1, 2, 2]
-    assert threads("resnet18", 1) == 1
+    """A second one slows them down, and on a GPU none has use for it.  No more than cores."""
+    assert [threads(model, 2, "cpu") for model in MODELS] == [1, 1, 2, 2]
+    assert threads("resnet18", 1, "cpu") == 1
+    assert {threads(model, 16, "cuda") for model in MODELS} == {1}
 
 
 # --- the split
@@ -329,6 +335,87 @@ def test_same_seed_same_bits(model) -> None:
     assert not same_bits(first, different)
 
 
+class Recording(TorchDispatchMode):
+    """Stands in for a CUDA graph: plays the same operations again on the same memory.
+
+    Like one, it leaves nothing done when it ends, and may not be asked for a number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self.own: set[int] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None) -> Any:
+        if torch.Tag.data_dependent_output in operation.tags:
+            raise RuntimeError(f"{operation} while recording")
+        for storage in storages((args, kwargs)):
+            if storage.data_ptr() not in self.own | self.before.keys():
+                self.before[storage.data_ptr()] = (storage, storage.clone())
+        result = operation(*args, **(kwargs or {}))
+        self.own |= {storage.data_ptr() for storage in storages(result)} - self.before.keys()
+        self.calls.append((operation, args, kwargs or {}, result))
+        return result
+
+    def __exit__(self, *failure: object) -> None:
+        super().__exit__(*failure)
+        for storage, before in self.before.values():
+            storage.copy_(before)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Do it all again."""
+        for operation, args, kwargs, result in self.calls:
+            again = operation(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def storages(values: Any) -> list[torch.UntypedStorage]:
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    return [tensor.untyped_storage() for tensor in tensors]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings here repeat their epochs as on a GPU, whose graphs a Recording stands in for."""
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
+    monkeypatch.setattr(torch.cuda, "graph", lambda recording, stream: recording)
+    monkeypatch.setattr("tasks.train.repeated", lambda work, _device: repeated(work, "cuda"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_a_gpu_records_are_the_same_steps(model, request) -> None:
+    """Two epochs as they are, three played from a recording: order, shifts and rates are new."""
+    recipe = Recipe(model=model, loss="cross_entropy", batch_size=32, epochs=5, precision="float32")
+    plain = fitted(recipe)
+    request.getfixturevalue("gpu")
+    assert same_bits(fitted(recipe), plain)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_can_be_recorded(loss, request) -> None:
+    recipe = Recipe(model="mlp", loss=loss, batch_size=32, epochs=4, label_smoothing=0.1)
+    plain = fitted(recipe)
+    request.getfixturevalue("gpu")
+    assert same_bits(fitted(recipe), plain)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_step_that_waits_for_a_number_cannot_be_recorded(monkeypatch) -> None:
+    """The stand-in refuses what a CUDA graph refuses."""
+    monkeypatch.setitem(
+        LOSSES, "cross_entropy", lambda logits, *_: logits.mean() * logits.sum().item()
+    )
+    with pytest.raises(RuntimeError, match="while recording"):
+        fitted(quick())
+
+
 def test_training_leaves_torchs_own_stream_alone() -> None:
     """No draw comes from the global generator."""
     before = torch.get_rng_state()
@@ -386,15 +473,17 @@ def test_shifted_moves_quarters_and_fills_with_black() -> None:
     """Each quarter of the batch is its images moved by at most the asked pixels, black behind."""
     images = torch.randint(1, 256, (8, 6, 5), generator=torch.Generator().manual_seed(0))
     images = images.to(torch.uint8)
-    moved = shifted(images, 2, torch.Generator().manual_seed(1))
+    corners = torch.randint(5, (4, 2), generator=torch.Generator().manual_seed(1))
+    moved = shifted(images, 2, corners)
     assert moved.shape == images.shape
     assert moved.dtype == torch.uint8
-    for before, after in zip(images.split(2), moved.split(2), strict=True):
+    quarters = zip(images.split(2), moved.split(2), corners.tolist(), strict=True)
+    for before, after, (y, x) in quarters:
         padded = torch.nn.functional.pad(before, (2, 2, 2, 2))
-        crops = [padded[:, y : y + 6, x : x + 5] for y in range(5) for x in range(5)]
-        assert sum(torch.equal(after, crop) for crop in crops) == 1
-    colour = shifted(images[..., None].expand(-1, -1, -1, 3), 2, torch.Generator().manual_seed(1))
+        assert torch.equal(after, padded[:, y : y + 6, x : x + 5])
+    colour = shifted(images[..., None].expand(-1, -1, -1, 3), 2, corners)
     assert torch.equal(colour, moved[..., None].expand(-1, -1, -1, 3))
+    assert [len(shifted(images[:n], 2, corners)) for n in range(1, 9)] == [*range(1, 9)]
 
 
 def test_schedules_have_their_shape() -> None:
@@ -411,7 +500,7 @@ def test_adamw_is_torchs_and_sgd_decays_when_asked() -> None:
     """One step of sgd by hand: p - lr * (grad + decay * p)."""
     p = torch.nn.Parameter(torch.tensor([2.0]))
     p.grad = torch.tensor([3.0])
-    OPTIMIZERS["sgd"]([p], 0.5).step(0.1)
+    OPTIMIZERS["sgd"]([p], 0.5).step(torch.tensor(0.1))
     assert p.item() == pytest.approx(2 - 0.1 * (3 + 0.5 * 2))
     assert p.grad is None
 

@@ -180,7 +180,7 @@ _SESSION: ContextVar[Session] = ContextVar("session")
 class Stage(Generic[P, R]):
     """A pure function with a memory.  `.fn` is the bare function, `.task` the Prefect task."""
 
-    def __init__(self, fn: Callable[P, R], cores: Callable[[Mapping[str, Any]], int]) -> None:
+    def __init__(self, fn: Callable[P, R], cores: Callable[[Mapping[str, Any], str], int]) -> None:
         check(fn)
         process.PRELOAD[fn.__module__] = None
         functools.update_wrapper(self, fn)
@@ -380,7 +380,7 @@ class Call:
                 (__name__, "run_body"),
                 (where, self.arguments, self.look.key, self.settings, purpose),
                 progress,
-                self.stage.cores(self.arguments),
+                self.stage.cores(self.arguments, self.settings.device),
                 session.bodies if session else process.Bodies(),
             )
             gauge.end()
@@ -478,7 +478,7 @@ def matches(name: str, glob: str) -> bool:
     return fnmatch.fnmatchcase(name, glob.replace("[", "[[]"))
 
 
-def _one_core(_arguments: Mapping[str, Any]) -> int:
+def _one_core(_arguments: Mapping[str, Any], _device: str) -> int:
     return 1
 
 
@@ -486,12 +486,13 @@ def _one_core(_arguments: Mapping[str, Any]) -> int:
 def stage(fn: Callable[P, R]) -> Stage[P, R]: ...
 @overload
 def stage(
-    *, cores: Callable[[Mapping[str, Any]], int]
+    *, cores: Callable[[Mapping[str, Any], str], int]
 ) -> Callable[[Callable[P, R]], Stage[P, R]]: ...
-def stage(fn: Any = None, *, cores: Callable[[Mapping[str, Any]], int] = _one_core) -> Any:
+def stage(fn: Any = None, *, cores: Callable[[Mapping[str, Any], str], int] = _one_core) -> Any:
     """Make a function a stage.
 
-    `cores` says of a call's arguments how many cores its body uses; one, unless told.
+    `cores` says how many cores its body uses, given a call's arguments and the run's device; one,
+    unless told.
     Raises LadderError, with the line, when the function reaches code that cannot be followed.
     """
     if fn is None:
