@@ -33,7 +33,7 @@ import torch
 from tasks.decode import decode
 from tasks.fetch import fetch
 from tasks.scan import Dataset, scan
-from tasks.train import DEFAULTS, Recipe
+from tasks.train import DEFAULTS, Recipe, default_ladder
 from tests.benchmarks import naive, ours
 
 HERE = Path(__file__).resolve().parent
@@ -452,6 +452,48 @@ def bench_scale(place: Place) -> Iterator[Row]:
     yield compared("decode and mean, 700,000 / 70,000", "~10", ten, small, note, up=False)
 
 
+def bench_gpu(place: Place) -> Iterator[Row]:
+    """Each rung of the default ladder on the GPU: alone, then all at once."""
+    if not torch.cuda.is_available():
+        raise SystemExit("gpu: torch sees no GPU here")
+    data, recipes = place.scan(), default_ladder()
+    calls = [(each, data.training, data.testing, place.cache, "cuda") for each in recipes]
+    targets = {"convnet": "<= 0.5 s", "resnet18": "<= 1 s"}
+    alone = 0.0
+    with ours.processes(1, 1) as pool:
+        for recipe, call in zip(recipes, calls, strict=True):
+            once = recipe.model_copy(update={"epochs": 1})
+            pool.apply(ours.trained, (once, *call[1:]))  # which sets the GPU up
+            with watched_gpu() as busy:
+                done = [pool.apply(ours.trained, call) for _ in range(place.rounds)]
+            took, right = zip(*done, strict=True)
+            alone += statistics.median(took)
+            note = f"testing accuracy {statistics.mean(right):.2%}; GPU busy {busy():.0%}"
+            what = f"GPU: {recipe.model}, {recipe.loss}, {recipe.epochs} epochs"
+            yield Row(what, statistics.median(took), None, None,
+                      targets.get(recipe.model, "<= 0.3 s"), place.rounds, note)  # fmt: skip
+    with ours.processes(len(calls), 1) as pool:
+        for call in calls:
+            pool.starmap(ours.trained, [call] * len(calls), 1)  # every process has met every rung
+        with watched_gpu() as busy:
+            together = seconds(lambda: pool.starmap(ours.trained, calls, 1))
+    yield Row("GPU: all rungs at once / one after another", together, alone, alone / together, "",
+              1, f"GPU busy {busy():.0%}")  # fmt: skip
+
+
+@contextlib.contextmanager
+def watched_gpu() -> Iterator[Callable[[], float]]:
+    """Gives a function that tells, afterwards, for which share of the time the GPU was busy."""
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    watch = subprocess.Popen([*command, "--loop-ms=50"], stdout=subprocess.PIPE, text=True)
+    said: list[float] = []
+    try:
+        yield lambda: statistics.mean(said) / 100
+    finally:
+        watch.terminate()
+        said += map(float, watch.communicate()[0].split())
+
+
 BENCHMARKS = {
     "decode": bench_decode,
     "scan": bench_scan,
@@ -462,8 +504,9 @@ BENCHMARKS = {
     "convnet": bench_convnet,
     "cold": bench_cold,
     "scale": bench_scale,
+    "gpu": bench_gpu,
 }
-OPTIONAL = {"scale"}  # only when named
+OPTIONAL = {"scale", "gpu"}  # only when named
 
 
 # The result

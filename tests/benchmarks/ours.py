@@ -18,6 +18,7 @@ from torch import Tensor
 from flows.ladder import open_session
 from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching.process import keep_freed_memory
+from tasks.caching.stage import Run
 from tasks.caching.store import Stack
 from tasks.decode import decode
 from tasks.losses import LOSSES
@@ -85,12 +86,16 @@ def rungs(
 
 
 def trained(
-    recipe: Recipe, training: list[Folder], testing: list[Folder], root: Path
+    recipe: Recipe,
+    training: list[Folder],
+    testing: list[Folder],
+    root: Path,
+    device: str = "cpu",
 ) -> tuple[float, float]:
     """One training stage's body, a tenth held out: its seconds and its testing accuracy."""
     given = _given(training, testing, root)
     start = time.perf_counter()
-    accuracy = train.fn(*given, recipe)["testing_accuracy"]
+    accuracy = train.fn(*given, recipe, run=Run(device))["testing_accuracy"]
     return time.perf_counter() - start, accuracy
 
 
