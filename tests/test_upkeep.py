@@ -255,6 +255,12 @@ def telling(number: int, *, run: Run = Run()) -> dict[str, str]:
 
 
 @stage
+def placed(number: int, *, run: Run = Run()) -> dict[str, str]:
+    """Depends on the device, as a training does."""
+    return {"trained on": run.device}
+
+
+@stage
 def lazy(number: int, *, run: Run = Run()) -> dict[str, Any]:
     """Copies an earlier result where there is one."""
     for _was, value in run.earlier("parameters", "number"):
@@ -360,6 +366,25 @@ def test_what_tells_of_its_run_is_not_held_against_another(perform: Any, tmp_pat
     call = Call(lazy, "lazy", {"number": 1}, Settings(str(tmp_path), "tiny"))
     perform(lazy)
     assert call.plan()[1].comparable is True
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "same"),
+    [
+        ("cpu", "cpu", True),
+        ("cpu", "cuda", False),
+        ("cuda", "cpu", False),
+        ("cuda", "cuda", False),
+    ],
+)
+def test_only_what_a_cpu_trains_twice_is_compared(
+    perform: Any, tmp_path: Path, then: str, now: str, same: bool
+) -> None:
+    """A GPU's sums have no fixed order.  What does not look at the device is always compared."""
+    for each, expected in ((placed, same), (steady, True)):
+        perform(each, device=then)
+        call = Call(each, each.name, {"number": 1}, Settings(str(tmp_path), "tiny", now))
+        assert call.plan()[1].comparable is expected
 
 
 def test_a_refreshed_stage_takes_nothing_from_earlier_results(perform: Any, tmp_path: Path) -> None:
