@@ -437,7 +437,7 @@ def test_the_condition_of_an_import_counts(package) -> None:
 def test_a_package_leads_to_the_distributions_that_python_itself_finds() -> None:
     theirs = importlib.metadata.packages_distributions()
     ours = source.distributions()
-    assert {top: set(names) for top, names in ours.items()} == {
+    assert {top: {each.name for each in found} for top, found in ours.items()} == {
         top: set(names) for top, names in theirs.items()
     }
 

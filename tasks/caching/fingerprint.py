@@ -134,16 +134,15 @@ def _reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
     if not statements:
         raise LadderError(f"{module.path}: `{unit.name}` is not defined at module level, so its "
                           "changes would be missed; define it there")  # fmt: skip
-    text = "\n".join(map(source.cleaned, statements))
-    nodes = list(ast.walk(ast.parse(text)))
+    text = "\n".join(map(ast.unparse, statements))
+    nodes = [node for statement in statements for node in ast.walk(statement)]
     within = source.imports_among(nodes, unit.module, module.path)
     names = source.global_names(text, {*module.bindings, *module.imports}) | within.keys()
     imports = {  # of several methods one may mean the module's name, another its own
         name: module.imports.get(name, set()) | within.get(name, set())
         for name in {*module.imports, *within}
     }
-    for statement in statements:
-        source.refuse_opaque(statement, names, module, imports)
+    source.refuse_opaque(nodes, names, module, imports)
 
     chosen = _choices(nodes, source.steady(text, parameters), module, imports)
     targets: set[Unit | str] = set()
@@ -442,7 +441,7 @@ def _insist_on_definition(node: ast.stmt, value: Any, unit: Unit) -> None:
 
 @functools.cache
 def _version(package: str) -> dict[str, str]:
-    names = sorted(set(source.distributions().get(package, [])))
+    names = sorted({each.name for each in source.distributions().get(package, [])})
     # The local part (`+cpu`, `+cu126`) names a build of the same release: a shared store serves
     # machines with and without a GPU.
     return {name: importlib.metadata.version(name).partition("+")[0] for name in names}

@@ -36,7 +36,7 @@ Imports = dict[str, set[tuple[str, str]]]  # name -> each (module, attribute or 
 
 
 class Module(NamedTuple):
-    """A project module."""
+    """A project module, without what changes no result."""
 
     name: str
     path: str
@@ -54,7 +54,7 @@ def read(name: str) -> Module:
     if not path.endswith(".py"):
         raise LadderError(f"the source of {name} cannot be found, so its changes would be missed")
     source = Path(path).read_bytes()
-    tree = ast.parse(source, path)
+    tree = cleaned(ast.parse(source, path))
     imports = imports_among(_outside_functions(tree), name, path)
     bindings: dict[str, list[ast.stmt]] = {}
     for statement in tree.body:
@@ -75,12 +75,13 @@ def essence(code: CodeType) -> CodeType:
 
 
 @functools.cache
-def distributions() -> Mapping[str, list[str]]:
+def distributions() -> Mapping[str, list[importlib.metadata.Distribution]]:
     """The installed distributions that bring a top-level package: there may be several.
 
-    As `importlib.metadata.packages_distributions` says it, without a Path for each of their files.
+    As `importlib.metadata.packages_distributions` says it, without a Path for each of their files,
+    and without the names of those that nobody asks for.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[importlib.metadata.Distribution]] = {}
     for each in importlib.metadata.distributions():
         tops = (each.read_text("top_level.txt") or "").split()
         if not tops:
@@ -88,7 +89,7 @@ def distributions() -> Mapping[str, list[str]]:
             paths = [line.rsplit(",", 2)[0].strip('"') for line in lines]
             tops = [*{p.partition("/")[0].removesuffix(".py") for p in paths if p.endswith(".py")}]
         for top in tops:
-            found.setdefault(top, []).append(each.name)
+            found.setdefault(top, []).append(each)
     return found
 
 
@@ -257,14 +258,13 @@ class _Cleaner(ast.NodeTransformer):
         return node
 
 
-def cleaned(node: ast.stmt) -> str:
-    """A statement's text without what changes no result."""
-    # A copy: the module's own tree keeps its line numbers and annotations.
-    tree: Any = _Cleaner().visit(ast.parse(ast.unparse(node)).body[0]) or ast.Pass()
-    for inner in ast.walk(tree):
-        if isinstance(inner, ast.stmt) and getattr(inner, "body", None) == []:
-            inner.body = [ast.Pass()]  # type: ignore[attr-defined] # it has one: just looked
-    return ast.unparse(tree)
+def cleaned(tree: ast.Module) -> ast.Module:
+    """The tree itself, without what changes no result; what is left keeps its line numbers."""
+    _Cleaner().visit(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt) and getattr(node, "body", None) == []:
+            node.body = [ast.Pass()]  # type: ignore[attr-defined] # it has one: just looked
+    return tree
 
 
 def _tables(text: str) -> list[symtable.SymbolTable]:
@@ -288,7 +288,8 @@ def global_names(text: str, module: set[str]) -> set[str]:
 
 def steady(text: str, parameters: tuple[str, ...]) -> set[str]:
     """The parameters that are throughout what a function was given: never bound anew or hidden."""
-    symbols = [symbol for table in _tables(text) for symbol in table.get_symbols()]
+    tables = _tables(text) if parameters else []
+    symbols = [symbol for table in tables for symbol in table.get_symbols()]
     scopes = Counter(symbol.get_name() for symbol in symbols if symbol.is_local())
     anew = {each.get_name() for each in symbols if each.is_assigned() or each.is_imported()}
     return {name for name in parameters if scopes[name] == 1 and name not in anew}
@@ -303,7 +304,7 @@ def chains(nodes: list[ast.AST], name: str) -> list[tuple[str, ...]]:
     return [found.get(each, ()) for each in nodes if isinstance(each, ast.Name) and each.id == name]
 
 
-def refuse_opaque(node: ast.stmt, names: set[str], module: Module, imports: Imports) -> None:
+def refuse_opaque(nodes: list[ast.AST], names: set[str], module: Module, imports: Imports) -> None:
     """Raise LadderError, with the line, for code that reaches other code by no written name."""
 
     def meant(node: ast.AST) -> set[str]:
@@ -317,21 +318,21 @@ def refuse_opaque(node: ast.stmt, names: set[str], module: Module, imports: Impo
         return set()
 
     written_out: set[ast.AST] = set()
-    for inner in ast.walk(node):
+    for node in nodes:  # what holds an expression comes before it
         opaque = False
-        match inner:
+        match node:
             case ast.Call(func=function, args=args) if by_text := meant(function) & _BY_TEXT:
                 texts = args[1:2] if by_text == {"builtins.getattr"} else args
                 opaque = not all(isinstance(each, ast.Constant) for each in texts)
                 written_out.add(function)
             case ast.Attribute(attr=name) if name in _HIDDEN:
                 opaque = True
-            case ast.Name() | ast.Attribute() if inner not in written_out:
-                opaque = bool(meant(inner) & (_OPAQUE | _BY_TEXT))
+            case ast.Name() | ast.Attribute() if node not in written_out:
+                opaque = bool(meant(node) & (_OPAQUE | _BY_TEXT))
             case ast.Global():
                 opaque = True
         if opaque:
-            refuse(f"`{ast.unparse(inner)}`", module.path, inner.lineno)  # type: ignore[attr-defined] # all of these have one
+            refuse(f"`{ast.unparse(node)}`", module.path, node.lineno)  # type: ignore[attr-defined] # all of these have one
 
 
 def refuse(what: str, path: str, line: int) -> None:
