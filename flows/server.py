@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import http.client
 import os
 import re
@@ -119,9 +120,11 @@ def _serve(listening: int) -> None:
 
     if PREFECT_API_URL.value():
         return  # a profile names a server
+    gc.disable()  # an import makes many objects, and no garbage
     import uvicorn
     from prefect.server.api.server import create_app
 
+    gc.enable()
     server = uvicorn.Server(uvicorn.Config(create_app, factory=True, log_level="error"))
     server.run([socket.socket(fileno=listening)])
     os._exit(0)  # all is written; taking the interpreter apart takes a second

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import heapq
 import importlib
 import itertools
@@ -156,6 +157,8 @@ def _child(
 ) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.freeze()  # to look at what was imported would copy it into this process
+    gc.enable()
     keep_freed_memory()
     if root != _ROOT:
         sender.send(("error", f"the fork server runs {_ROOT}, not {root}"))

@@ -1,11 +1,13 @@
 """Imported by the fork server alone, and first: it ends without taking torch apart.
 
 Whoever reads what a run prints, through a pipe, waits for the last process that could still write.
+Nor does it look for garbage: an import makes hundreds of thousands of objects, all to be kept.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 
 _SERVER = os.getpid()
@@ -17,3 +19,4 @@ def _leave() -> None:
 
 
 atexit.register(_leave)
+gc.disable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flows.cli import leave_quickly
+from flows.cli import briefly
 from tasks.caching import process
 
 
@@ -24,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    leave_quickly(main)
+    briefly(main)
