@@ -414,40 +414,21 @@ def fit(
 
     Without one, go on from the longest stored training that differs in its epochs alone.
     """
-    model, optimizer, generator, history = state
+    model, history = state.model, state.history
     origin = identity(seen, held_out, recipe)
     restore(run.scratch, origin, state)
     if not history and recipe.schedule == "constant":
         go_on(state, recipe, run)
-    # A GPU keeps all pixels as bytes: they cross to it once, not every epoch.
-    images, labels, watched = (
-        each.to(run.device) for each in (seen.images, seen.labels, held_out.images)
-    )
-    steps = len(batches(labels, recipe.batch_size))
-    course = Course.blank(len(labels), steps, run.device)
+    descent = Descent(state, seen, criterion, recipe, run.device)
+    watched = held_out.images.to(run.device)
     tell = seldom(run.progress)
-
-    def descend() -> Tensor:
-        """Take an epoch's steps; gives the sum of all images' losses."""
-        model.train()
-        loss_sum = torch.zeros((), device=run.device)
-        plan = zip(
-            batches(course.order, recipe.batch_size), course.shifts, course.rates, strict=True
-        )
-        for step, (batch, shift, rate) in enumerate(plan, len(history) * steps):
-            x = shifted(images.index_select(0, batch), recipe.shift, shift)
-            logits = forward(model, x, recipe.precision)
-            loss = criterion(logits, labels[batch], recipe.label_smoothing)
-            loss.backward()
-            optimizer.step(rate)
-            loss_sum += loss.detach() * len(batch)
-            tell(step, recipe.epochs * steps, f"epoch {len(history) + 1} of {recipe.epochs}")
-        return loss_sum
-
-    descents = repeated(descend, run.device)
     for epoch in range(len(history), recipe.epochs):
-        course.draw(generator, recipe, schedule, epoch)
-        loss_mean = next(descents).item() / len(labels)
+        note = f"epoch {epoch + 1} of {recipe.epochs}"
+        way = course(state.generator, recipe, schedule, len(seen.labels), epoch)
+        steps = len(way.rates)
+        for taken in descent.go(way):
+            tell(epoch * steps + taken, recipe.epochs * steps, note)
+        loss_mean = descent.loss_sum.item() / len(seen.labels)
         said = probabilities(model, watched, recipe.precision)
         if not math.isfinite(loss_mean) or not said.isfinite().all():
             raise LadderError(
@@ -459,65 +440,120 @@ def fit(
             {"epoch": epoch + 1, "training_loss": loss_mean, "validation_accuracy": right}
         )
         save(run.scratch, origin, state)
-        note = f"epoch {epoch + 1} of {recipe.epochs}: loss {loss_mean:.4f}, validation {right:.2%}"
+        note += f": loss {loss_mean:.4f}, validation {right:.2%}"
         run.progress((epoch + 1) * steps, recipe.epochs * steps, note)
 
 
 class Course(NamedTuple):
-    """What an epoch's steps go by, drawn before the first, in tensors that stay where they are."""
+    """What the steps of an epoch, or some of them, go by."""
 
     order: Tensor  # [N] int64, the images as they come
-    shifts: Tensor  # [steps, 4, 2] int64, where each quarter of a batch is cut out, see `shifted`
+    shifts: Tensor  # [steps, 4, 2] int64, by how much each quarter of a batch moves, see `shifted`
     rates: Tensor  # [steps] float64, learning rates
 
-    @classmethod
-    def blank(cls, images: int, steps: int, device: str) -> Course:
-        """A course of so many images and steps, to be drawn."""
-        return cls(
-            torch.zeros(images, dtype=torch.int64, device=device),
-            torch.zeros(steps, 4, 2, dtype=torch.int64, device=device),
-            torch.zeros(steps, dtype=torch.float64, device=device),
-        )
 
-    def draw(
+def course(
+    generator: torch.Generator,
+    recipe: Recipe,
+    schedule: Callable[[float], float],
+    images: int,
+    epoch: int,
+) -> Course:
+    """Draw the course of an epoch, counted from 0, before its first step."""
+    order = torch.randperm(images, generator=generator)
+    steps = len(batches(order, recipe.batch_size))
+    shifts = torch.zeros(steps, 4, 2, dtype=torch.int64)
+    if recipe.shift:
+        shifts = torch.randint(2 * recipe.shift + 1, shifts.shape, generator=generator)
+    done = [(epoch + (step + 0.5) / steps) / recipe.epochs for step in range(steps)]
+    rates = [recipe.lr * schedule(share) for share in done]
+    return Course(order, shifts, torch.tensor(rates, dtype=torch.float64))
+
+
+class Descent:
+    """Goes down the loss by a course, LEG steps at a time, as a GPU can repeat them."""
+
+    def __init__(
         self,
-        generator: torch.Generator,
+        state: State,
+        seen: Labelled,
+        criterion: Callable[[Tensor, Tensor, float], Tensor],
         recipe: Recipe,
-        schedule: Callable[[float], float],
-        epoch: int,
+        device: str,
     ) -> None:
-        """Draw the course of an epoch, counted from 0, in place."""
-        self.order.copy_(torch.randperm(len(self.order), generator=generator))
-        if recipe.shift:
-            shifts = torch.randint(2 * recipe.shift + 1, self.shifts.shape, generator=generator)
-            self.shifts.copy_(shifts)
-        steps = len(self.rates)
-        done = [(epoch + (step + 0.5) / steps) / recipe.epochs for step in range(steps)]
-        rates = [recipe.lr * schedule(share) for share in done]
-        self.rates.copy_(torch.tensor(rates, dtype=torch.float64))
+        self.model, self.optimizer, self.criterion = state.model, state.optimizer, criterion
+        self.recipe, self.device = recipe, device
+        # A GPU keeps all pixels as bytes: they cross to it once, not every epoch.
+        self.images, self.labels = seen.images.to(device), seen.labels.to(device)
+        self.loss_sum = torch.zeros((), device=device)  # over the images of an epoch
+        self._legs: dict[tuple[int, ...], tuple[Course, Iterator[None]]] = {}
+
+    def go(self, way: Course) -> Iterator[int]:
+        """Take an epoch's steps; tells before each leg how many are taken."""
+        self.model.train()
+        self.loss_sum.zero_()
+        order, shifts, rates = (each.to(self.device) for each in way)
+        parts = batches(order, self.recipe.batch_size)
+        for first in range(0, len(parts), LEG):
+            yield first
+            some = slice(first, first + LEG)
+            leg, descents = self._leg(tuple(map(len, parts[some])))
+            given = (torch.cat(parts[some]), shifts[some], rates[some])
+            for here, there in zip(leg, given, strict=True):
+                here.copy_(there)
+            next(descents)
+
+    def _leg(self, sizes: tuple[int, ...]) -> tuple[Course, Iterator[None]]:
+        """The course of batches of these sizes, always the same tensors, and the steps by it."""
+        if sizes not in self._legs:
+            leg = Course(
+                torch.zeros(sum(sizes), dtype=torch.int64, device=self.device),
+                torch.zeros(len(sizes), 4, 2, dtype=torch.int64, device=self.device),
+                torch.zeros(len(sizes), dtype=torch.float64, device=self.device),
+            )
+
+            def take() -> None:
+                for given in zip(leg.order.split(sizes), leg.shifts, leg.rates, strict=True):
+                    self.step(*given)
+
+            self._legs[sizes] = leg, repeated(take, self.device)
+        return self._legs[sizes]
+
+    def step(self, batch: Tensor, shifts: Tensor, rate: Tensor) -> None:
+        """One step, by the images of batch[B] int64, moved by shifts[4, 2], at rate[] float64."""
+        x = shifted(self.images.index_select(0, batch), self.recipe.shift, shifts)
+        logits = forward(self.model, x, self.recipe.precision)
+        loss = self.criterion(logits, self.labels[batch], self.recipe.label_smoothing)
+        loss.backward()
+        self.optimizer.step(rate)
+        self.loss_sum += loss.detach() * len(batch)
 
 
-def repeated(work: Callable[[], Tensor], device: str) -> Iterator[Tensor]:
-    """What `work` gives, again and again; a GPU repeats it without Python between its kernels.
+LEG = 16  # steps: enough to hide Python from a GPU, and few enough to be recorded of any model
+
+
+def repeated(work: Callable[[], None], device: str) -> Iterator[None]:
+    """Does `work` at each step of the iterator, on a GPU without Python between its kernels.
 
     There, the first time is as usual and leaves nothing to be set up; the second is recorded as a
     CUDA graph, which is what runs from then on.  So `work` may read and change only tensors that
     stay where they are, and wait for no number.
     """
     while device != "cuda":
-        yield work()
+        work()
+        yield
     stream = torch.cuda.Stream()  # nothing can be recorded on the usual one
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        result = work()
+        work()
     torch.cuda.current_stream().wait_stream(stream)
-    yield result
+    yield
     recording = torch.cuda.CUDAGraph()
     with torch.cuda.graph(recording, stream=stream):
-        result = work()
+        work()
     while True:
         recording.replay()
-        yield result
+        yield
 
 
 def batches(order: Tensor, size: int) -> tuple[Tensor, ...]:

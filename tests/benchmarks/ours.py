@@ -24,7 +24,17 @@ from tasks.decode import decode
 from tasks.losses import LOSSES
 from tasks.models import MODELS, initialize
 from tasks.scan import Folder, scan
-from tasks.train import OPTIMIZERS, Recipe, forward, new_model, train
+from tasks.train import (
+    OPTIMIZERS,
+    Descent,
+    Labelled,
+    Recipe,
+    State,
+    constant,
+    course,
+    new_model,
+    train,
+)
 
 
 @contextmanager
@@ -99,31 +109,23 @@ def trained(
     return time.perf_counter() - start, accuracy
 
 
-class Steps:
-    """Steps of a recipe on one batch of noise, as the train stage takes them."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.model = new_model(MODELS[recipe.model], (28, 28), 10)
-        initialize(self.model, recipe.init, torch.Generator().manual_seed(0))
-        parameters = list(self.model.parameters())
-        self.optimizer = OPTIMIZERS[recipe.optimizer](parameters, recipe.weight_decay)
-        self.images = torch.randint(256, (recipe.batch_size, 28, 28), dtype=torch.uint8)
-        self.labels = torch.randint(10, (recipe.batch_size,))
-
-    def step(self) -> None:
-        """One step."""
-        logits = forward(self.model, self.images, self.recipe.precision)
-        LOSSES[self.recipe.loss](logits, self.labels, self.recipe.label_smoothing).backward()
-        self.optimizer.step(1e-4)
-
-
-_steps = functools.cache(Steps)
+@functools.cache
+def _descent(recipe: Recipe) -> Descent:
+    """A training of one batch of noise."""
+    model = new_model(MODELS[recipe.model], (28, 28), 10)
+    generator = torch.Generator().manual_seed(0)
+    initialize(model, recipe.init, generator)
+    optimizer = OPTIMIZERS[recipe.optimizer]([*model.parameters()], recipe.weight_decay)
+    noise = torch.randint(256, (recipe.batch_size, 28, 28), dtype=torch.uint8)
+    seen = Labelled(noise, torch.randint(10, (recipe.batch_size,)))
+    state = State(model, optimizer, generator, [])
+    return Descent(state, seen, LOSSES[recipe.loss], recipe, "cpu")
 
 
 def step(recipe: Recipe) -> None:
-    """One step of a recipe on one batch of noise."""
-    _steps(recipe).step()
+    """One step of a recipe on one batch of noise, as the train stage takes it."""
+    way = course(torch.Generator(), recipe, constant, recipe.batch_size, 0)
+    _descent(recipe).step(way.order, way.shifts[0], way.rates[0])
 
 
 @flow(name="baselines", task_runner=ThreadPoolTaskRunner(max_workers=64))
