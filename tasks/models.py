@@ -34,7 +34,7 @@ def mlp(shape: Sequence[int], classes: int) -> nn.Module:
 
 
 def convnet(shape: Sequence[int], classes: int) -> nn.Module:
-    """Three convolutions, 16, 48 and 96 channels wide, and one linear layer.
+    """Three convolutions, 16, 32 and 128 channels wide, and one linear layer.
 
     A 28x28 image goes through maps of 12x12, 10x10, 5x5 and 3x3.  Below 20 pixels there are none
     to spare: the first convolution keeps the size and the last one pads, 8x8 -> 8 -> 6 -> 3 -> 3.
@@ -47,16 +47,16 @@ def convnet(shape: Sequence[int], classes: int) -> nn.Module:
         first(channels(shape), 16, 5, stride, around),
         Norm(16),
         nn.ReLU(),
-        Conv(16, 48, 3, padding=0),
+        Conv(16, 32, 3, padding=0),
         nn.MaxPool2d(2),
         Turn(),
-        Norm(48),
+        Norm(32),
         nn.ReLU(),
-        Conv(48, 96, 3, padding=1 if small else 0),
-        Norm(96),
+        Conv(32, 128, 3, padding=1 if small else 0),
+        Norm(128),
         nn.Flatten(),
         nn.ReLU(),
-        nn.Linear(96 * height * width, classes),
+        nn.Linear(128 * height * width, classes),
     )
 
 

@@ -121,9 +121,9 @@ def convnet(classes: int = 10) -> nn.Module:
     return nn.Sequential(
         nn.Unflatten(1, (1, 28)),
         *(nn.Conv2d(1, 16, 5, 2), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Conv2d(16, 48, 3), nn.MaxPool2d(2), nn.BatchNorm2d(48), nn.ReLU()),
-        *(nn.Conv2d(48, 96, 3), nn.BatchNorm2d(96), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(96 * 3 * 3, classes)),
+        *(nn.Conv2d(16, 32, 3), nn.MaxPool2d(2), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Conv2d(32, 128, 3), nn.BatchNorm2d(128), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(128 * 3 * 3, classes)),
     )
 
 
