@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from tasks.caching.basics import LadderError, write_atomic
 from tasks.caching.stage import Run, stage
@@ -667,38 +668,55 @@ class SGD:
 
 
 class AdamW:
-    """torch's AdamW (Loshchilov and Hutter, Decoupled Weight Decay Regularization)."""
+    """torch's AdamW (Loshchilov and Hutter, Decoupled Weight Decay Regularization).
+
+    By its function: to make torch's class of that name imports a compiler, for more than a second.
+    """
 
     def __init__(self, parameters: list[Tensor], weight_decay: float) -> None:
-        self.torch = torch.optim.AdamW(
-            parameters,
-            betas=(0.9, 0.99),
-            weight_decay=weight_decay,
-            fused=True,
-            capturable=parameters[0].is_cuda,  # as `repeated` needs it
-        )
+        self.parameters = parameters
+        self.weight_decay = weight_decay
+        self.slots = [
+            {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+            for p in parameters
+        ]
 
+    @torch.no_grad()
     def step(self, lr: Tensor) -> None:
         """Move every parameter, and forget its gradient.  lr[] float64."""
-        self.torch.param_groups[0]["lr"] = lr.float() if lr.is_cuda else lr  # as its kernels read
-        self.torch.step()
-        self.torch.zero_grad()
+        on_gpu = lr.is_cuda
+        used = [
+            (p, p.grad, slots["exp_avg"], slots["exp_avg_sq"], slots["step"])
+            for p, slots in zip(self.parameters, self.slots, strict=True)
+            if p.grad is not None
+        ]
+        parameters, gradients, means, squares, steps = map(list, zip(*used, strict=True))
+        adamw(
+            parameters, gradients, means, squares, [], steps,
+            lr=lr.float() if on_gpu else lr,  # as the kernels of a GPU read it
+            beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=self.weight_decay,
+            amsgrad=False, maximize=False, fused=True, capturable=on_gpu,
+        )  # fmt: skip
+        for p in parameters:
+            p.grad = None
 
     def state(self) -> dict[str, Tensor]:
         """The running moments of each parameter, as "0.exp_avg"."""
-        state = self.torch.state_dict()["state"]
-        return {f"{i}.{name}": kept for i, slots in state.items() for name, kept in slots.items()}
+        return {
+            f"{i}.{name}": kept
+            for i, slots in enumerate(self.slots)
+            for name, kept in slots.items()
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from moments that `state` gave."""
-        slots: dict[int, dict[str, Tensor]] = {}
-        parameters = self.torch.param_groups[0]["params"]
         for key, kept in state.items():
             index, name = key.split(".")
-            # The fused kernel walks a parameter and its moments in the memory's order.
-            like = parameters[int(index)] if kept.ndim else kept
-            slots.setdefault(int(index), {})[name] = torch.empty_like(like).copy_(kept)
-        self.torch.load_state_dict(self.torch.state_dict() | {"state": slots})
+            self.slots[int(index)][name].copy_(kept)
 
 
 def constant(done: float) -> float:

@@ -497,8 +497,29 @@ def test_schedules_have_their_shape() -> None:
     assert set(SCHEDULES) == {"constant", "triangular", "one_cycle"}
 
 
-def test_adamw_is_torchs_and_sgd_decays_when_asked() -> None:
-    """One step of sgd by hand: p - lr * (grad + decay * p)."""
+def test_adamw_is_torchs() -> None:
+    """Bit for bit, whatever a parameter's order in memory; one without a gradient stays."""
+    drawn = torch.Generator().manual_seed(0)
+    shapes = [(4, 3), (2, 3, 5, 5), (7,)]
+    start = [torch.randn(shape, generator=drawn) for shape in shapes]
+    start[1] = start[1].contiguous(memory_format=torch.channels_last)
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    mine = OPTIMIZERS["adamw"](ours, 0.1)
+    torchs = torch.optim.AdamW(theirs, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    for lr in (0.01, 0.3, 0.02):
+        for p, q in list(zip(ours, theirs, strict=True))[:2]:
+            p.grad = torch.randn(p.shape, generator=drawn)
+            q.grad = p.grad.clone()
+        mine.step(torch.tensor(lr, dtype=torch.float64))
+        torchs.param_groups[0]["lr"] = lr
+        torchs.step()
+        assert all(map(torch.equal, ours, theirs))
+        assert not any(p.grad is not None for p in ours)
+    assert torch.equal(ours[2], start[2])
+
+
+def test_sgd_decays_when_asked() -> None:
+    """One step by hand: p - lr * (grad + decay * p)."""
     p = torch.nn.Parameter(torch.tensor([2.0]))
     p.grad = torch.tensor([3.0])
     OPTIMIZERS["sgd"]([p], 0.5).step(torch.tensor(0.1))
