@@ -29,6 +29,8 @@ from cyclopts.validators import Number
 from flows.quick import Memory, mark_cached
 from tasks.caching.basics import LadderError, StageError, data_root, find_folder, printable
 
+CHAPTERS = ("tasks.decode", "tasks.baseline", "tasks.train", "tasks.report")  # those with stages
+
 app = cyclopts.App(
     name="stepladder",
     help="Climb a ladder of image classifiers; run again, redo only what a change can reach.",
@@ -180,7 +182,7 @@ def _climb(
     from tasks.caching import process
 
     _tame_prefect(verbose)
-    process.warm_up("tasks.report")  # it imports torch and all chapters, while this process does
+    process.warm_up(*CHAPTERS)  # it imports torch and these, while this process does
     server = TemporaryServer()
     if first:
         server.begin()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from flows import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = [
     "scan",
@@ -67,6 +69,15 @@ def test_the_engine_knows_no_chapter(position: int, module: str) -> None:
 def test_every_chapter_is_in_the_reading_order() -> None:
     assert {path.stem for path in (ROOT / "tasks").glob("*.py")} == {*CHAPTERS, "__init__"}
     assert {path.stem for path in (ROOT / "tasks/caching").glob("*.py")} == {*ENGINE, "__init__"}
+
+
+def test_chapters_with_stages_are_imported_before_a_stage_begins() -> None:
+    """Else the process of each stage would import its chapter, for longer than most take."""
+    having = {
+        f"tasks.{each}" for each in CHAPTERS
+        if re.search("^@stage", (ROOT / f"tasks/{each}.py").read_text(), re.MULTILINE)
+    }  # fmt: skip
+    assert {*cli.CHAPTERS} == having
 
 
 def test_constraints_pin_every_dependency_exactly() -> None:

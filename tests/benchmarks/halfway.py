@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flows.cli import briefly
+from flows.cli import CHAPTERS, briefly
 from tasks.caching import process
 
 
 def main() -> None:
     """Plan, then run; torch and Prefect are imported meanwhile for the stages."""
-    process.warm_up("tasks.report")
+    process.warm_up(*CHAPTERS)
     from flows.ladder import PLANNED
     from tasks.caching.plan import asleep
     from tests.benchmarks.ours import baselines
