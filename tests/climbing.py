@@ -49,7 +49,7 @@ def climb(
         if event in ("runs", "ran", "cached"):
             tell((event, name, time.monotonic()))
 
-    def run_here(target: Any, arguments: Any, progress: Any, cores: int, _bodies: Any) -> Any:
+    def run_here(target: Any, arguments: Any, progress: Any, cores: int, *_more: Any) -> Any:
         return process._function(target)(*arguments, progress=progress, cores=cores)
 
     token = OBSERVER.set(observe)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,7 @@ def perform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(
         process,
         "run",
-        lambda target, arguments, progress, cores, bodies: process._function(target)(
+        lambda target, arguments, progress, cores, *_more: process._function(target)(
             *arguments, progress=progress, cores=cores
         ),
     )
@@ -400,3 +401,27 @@ def test_a_result_replaced_under_a_run_is_not_taken_for_the_old_one(
     perform(moody, refresh=("moody",))
     with pytest.raises(LadderError, match="replaced by another run"):
         old.load(tmp_path)
+
+
+# Cores
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [(1, "wide 1, short 1, new 1, newer 1"), (2, "short 1, wide 2, new 2, newer 2")],
+)
+def test_waiting_work_gets_cores_in_a_good_order(total: int, expected: str) -> None:
+    """What takes few cores first, of that the longest, and what nobody knows in order of asking."""
+    cores, order = process.Cores(total), []
+
+    def work(name: str, wanted: int, seconds: float) -> None:
+        with cores.hold(wanted, seconds) as held:
+            order.append(f"{name} {held}")
+
+    asked = [("new", 2, 0), ("short", 1, 8), ("wide", 9, 50), ("newer", 2, 0)]
+    with ThreadPoolExecutor(8) as pool, cores.hold(total, 0):
+        for count, each in enumerate(asked, 1):
+            pool.submit(work, *each)
+            while len(cores._queue) < count:
+                time.sleep(0.001)
+    assert order == expected.split(", ")

@@ -36,20 +36,23 @@ PRELOAD: dict[str, None] = {}  # the modules that define stages, which a body wo
 
 
 class Cores:
-    """Hands out cores: few-core work first, then in order of asking, so nobody starves."""
+    """Hands out cores: few-core work first, then the longest, which then is not all that is left.
+
+    What is as long as another comes in order of asking.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._free = total
-        self._queue: list[tuple[int, int]] = []
+        self._queue: list[tuple[int, float, int]] = []
         self._count = itertools.count()
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def hold(self, wanted: int) -> Iterator[int]:
-        """Wait for and hold up to `wanted` cores; gives how many."""
+    def hold(self, wanted: int, seconds: float) -> Iterator[int]:
+        """Wait for and hold up to `wanted` cores, for about so long; gives how many."""
         cores = min(wanted, self.total)
-        ticket = (cores, next(self._count))
+        ticket = (cores, -seconds, next(self._count))
         with self._changed:
             heapq.heappush(self._queue, ticket)
             while self._queue[0] != ticket or self._free < cores:
@@ -102,17 +105,19 @@ def run(
     arguments: tuple[Any, ...],
     progress: Callable[..., None],
     cores: int,
+    seconds: float,
     bodies: Bodies,
 ) -> Any:
     """Call a module's function, `progress=` and `cores=` added, in a process of its own.
 
+    It wants so many cores for about so many seconds, 0 where nobody knows.
     Raises what it raised: LadderError as it is, anything else as StageError with its traceback.
     """
     if multiprocessing.current_process().daemon:
         # A daemonic worker of somebody else's pool may not have children.
         return _function(target)(*arguments, progress=progress, cores=cores)
     warm_up()
-    with CORES.hold(cores) as held:
+    with CORES.hold(cores, seconds) as held:
         receiver, sender = _FORK_SERVER.Pipe(duplex=False)
         process = _FORK_SERVER.Process(
             target=_child, args=(sender, _ROOT, target, arguments, held), daemon=True

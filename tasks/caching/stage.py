@@ -384,6 +384,7 @@ class Call:
                 (where, self.arguments, self.look.key, self.settings, purpose),
                 progress,
                 self.stage.cores(self.arguments, self.settings.device),
+                self.last["seconds"] if self.last else 0.0,
                 session.bodies if session else process.Bodies(),
             )
             gauge.end()
