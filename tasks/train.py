@@ -504,27 +504,24 @@ class Descent:
         for first in range(0, len(parts), LEG):
             yield first
             some = slice(first, first + LEG)
-            leg, descents = self._leg(tuple(map(len, parts[some])))
-            given = (torch.cat(parts[some]), shifts[some], rates[some])
+            given = Course(torch.cat(parts[some]), shifts[some], rates[some])
+            sizes = tuple(map(len, parts[some]))
+            if sizes not in self._legs:
+                self._legs[sizes] = self._leg(sizes, given)
+            leg, descents = self._legs[sizes]
             for here, there in zip(leg, given, strict=True):
                 here.copy_(there)
             next(descents)
 
-    def _leg(self, sizes: tuple[int, ...]) -> tuple[Course, Iterator[None]]:
-        """The course of batches of these sizes, always the same tensors, and the steps by it."""
-        if sizes not in self._legs:
-            leg = Course(
-                torch.zeros(sum(sizes), dtype=torch.int64, device=self.device),
-                torch.zeros(len(sizes), 4, 2, dtype=torch.int64, device=self.device),
-                torch.zeros(len(sizes), dtype=torch.float64, device=self.device),
-            )
+    def _leg(self, sizes: tuple[int, ...], like: Course) -> tuple[Course, Iterator[None]]:
+        """Room for the course of batches of these sizes, and the steps by what is in it."""
+        leg = Course(*map(torch.empty_like, like))
 
-            def take() -> None:
-                for given in zip(leg.order.split(sizes), leg.shifts, leg.rates, strict=True):
-                    self.step(*given)
+        def take() -> None:
+            for given in zip(leg.order.split(sizes), leg.shifts, leg.rates, strict=True):
+                self.step(*given)
 
-            self._legs[sizes] = leg, repeated(take, self.device)
-        return self._legs[sizes]
+        return leg, repeated(take, self.device)
 
     def step(self, batch: Tensor, shifts: Tensor, rate: Tensor) -> None:
         """One step, by the images of batch[B] int64, moved by shifts[4, 2], at rate[] float64."""

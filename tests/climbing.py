@@ -28,6 +28,11 @@ class StopHere(Exception):  # noqa: N818 - no error
     """The run has come to the stage it was to stop at."""
 
 
+def run_here(target: Any, arguments: Any, progress: Any, cores: int, *_more: Any) -> Any:
+    """`process.run`, in this process."""
+    return process._function(target)(*arguments, progress=progress, cores=cores)
+
+
 def climb(
     data: Path, stop: str = "", tell: Callable[[Event], None] = lambda _event: None, **options: Any
 ) -> dict[str, Ref]:
@@ -48,9 +53,6 @@ def climb(
     def observe(event: str, name: str, **_facts: Any) -> None:
         if event in ("runs", "ran", "cached"):
             tell((event, name, time.monotonic()))
-
-    def run_here(target: Any, arguments: Any, progress: Any, cores: int, *_more: Any) -> Any:
-        return process._function(target)(*arguments, progress=progress, cores=cores)
 
     token = OBSERVER.set(observe)
     with (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from climbing import run_here
 
 from flows import cli
 from tasks.caching import process, upkeep
@@ -274,13 +275,7 @@ def perform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Perform a stage in this process; gives its reference and the events it told."""
     events: list[tuple[str, dict[str, Any]]] = []
     token = OBSERVER.set(lambda event, name, **facts: events.append((event, facts)))
-    monkeypatch.setattr(
-        process,
-        "run",
-        lambda target, arguments, progress, cores, *_more: process._function(target)(
-            *arguments, progress=progress, cores=cores
-        ),
-    )
+    monkeypatch.setattr(process, "run", run_here)
 
     def perform(stage: Any, **settings: Any) -> tuple[Ref, list[str]]:
         events.clear()
