@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import safetensors
@@ -34,7 +34,7 @@ from tasks.models import MODELS, initialize
 DEFAULTS: dict[str, dict[str, Any]] = {
     "convnet": {
         "epochs": 2,
-        "batch_size": 256,
+        "batch_size": "auto",
         "lr": 0.03,
         "schedule": "triangular",
         "optimizer": "adamw",
@@ -46,7 +46,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "resnet18": {
         "epochs": 4,
-        "batch_size": 256,
+        "batch_size": "auto",
         "lr": 0.005,
         "schedule": "one_cycle",
         "optimizer": "adamw",
@@ -71,7 +71,9 @@ class Recipe(BaseModel):
     model: str = Field(description="Which rung", json_schema_extra={"enum": [*MODELS]})
     loss: str = Field(description="What training minimises", json_schema_extra={"enum": [*LOSSES]})
     epochs: int = Field(41, ge=1, le=10_000, description="How often training sees each image")
-    batch_size: int = Field(256, ge=2, le=65_536, description="Images per step")
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] | Literal["auto"] = Field(
+        256, description="Images per step; auto is 256, fewer where that makes too few steps"
+    )
     lr: float = Field(1.0, gt=0, le=100, description="Learning rate, at its peak")
     schedule: Literal["constant", "one_cycle", "triangular"] = Field(
         "constant", description="How the learning rate moves from the first step to the last"
@@ -95,6 +97,16 @@ class Recipe(BaseModel):
         "float32", description="Arithmetic of the layers; auto is bfloat16 on a GPU, else float32"
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of every random draw")
+
+    def batch(self, images: int) -> int:
+        """How many of so many images to train on make a step.
+
+        "auto" takes at least 32 steps an epoch, as long as they are of 8 images or more: with 256
+        images a step, a few epochs over a thousand would be over before batch norm has settled.
+        """
+        if self.batch_size == "auto":
+            return max(8, min(256, images // 32))
+        return self.batch_size
 
     def remark(self, before: Mapping[str, Any]) -> list[str]:
         """What going from a recipe's fields to this one's means for a plan, in words."""
@@ -468,7 +480,7 @@ def course(
 ) -> Course:
     """Draw the course of an epoch, counted from 0, before its first step."""
     order = torch.randperm(images, generator=generator)
-    steps = len(batches(order, recipe.batch_size))
+    steps = len(batches(order, recipe.batch(images)))
     shifts = torch.zeros(steps, 4, 2, dtype=torch.int64)
     if recipe.shift:
         shifts = torch.randint(2 * recipe.shift + 1, shifts.shape, generator=generator)
@@ -500,7 +512,7 @@ class Descent:
         self.model.train()
         self.loss_sum.zero_()
         order, shifts, rates = (each.to(self.device) for each in way)
-        parts = batches(order, self.recipe.batch_size)
+        parts = batches(order, self.recipe.batch(len(order)))
         for first in range(0, len(parts), LEG):
             yield first
             some = slice(first, first + LEG)

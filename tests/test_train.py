@@ -30,6 +30,7 @@ from tasks.train import (
     SCHEDULES,
     Recipe,
     batches,
+    course,
     cross,
     default_ladder,
     label,
@@ -116,15 +117,27 @@ def test_what_is_given_beats_a_models_defaults() -> None:
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
+def test_a_small_training_set_takes_small_batches() -> None:
+    """`batch_size = "auto"` is 256 where that makes 32 steps, and at least 8; a number stays."""
+    recipe = Recipe(model="convnet", loss="cross_entropy")
+    assert recipe.batch_size == "auto"
+    sizes = {60_000: 256, 8192: 256, 8191: 255, 1294: 40, 256: 8, 10: 8}
+    assert {images: recipe.batch(images) for images in sizes} == sizes
+    assert recipe.model_copy(update={"batch_size": 500}).batch(10) == 500
+    way = course(torch.Generator(), recipe, SCHEDULES["triangular"], 1294, 0)
+    assert len(way.rates) == 33
+
+
 def test_every_field_explains_itself() -> None:
     """The form Prefect makes of a Recipe has descriptions everywhere and bounds on numbers."""
     for name, field in Recipe.model_json_schema()["properties"].items():
         assert field["description"], name
-        if field["type"] in ("integer", "number"):
-            assert {"minimum", "exclusiveMinimum"} & field.keys(), name
-            assert {"maximum", "exclusiveMaximum"} & field.keys(), name
-        else:
-            assert field["enum"], name
+        for kind in field.get("anyOf", [field]):
+            if kind["type"] in ("integer", "number"):
+                assert {"minimum", "exclusiveMinimum"} & kind.keys(), name
+                assert {"maximum", "exclusiveMaximum"} & kind.keys(), name
+            else:
+                assert kind.get("enum") or kind["const"], name
 
 
 @pytest.mark.parametrize(
