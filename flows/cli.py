@@ -137,13 +137,13 @@ def run(
 
     memory = _memory(dataset, options)
     with Display(quiet=quiet) as display:
-        if memory and not options.refresh and not audit and (known := memory.recall()):
+        anew = options.refresh or audit or (memory and memory.is_first)
+        if memory and not anew and (known := memory.recall()):
             folder = known.folder
             display.states |= dict.fromkeys(known.stages, "cached")
             news = mark_cached(folder)
         else:
-            first = memory is not None and memory.is_first
-            folder = _climb(dataset, options, display, audit, first=first, verbose=verbose)
+            folder = _climb(dataset, options, display, audit, memory, verbose=verbose)
             news = True
     if memory and news:
         memory.keep(folder, list(display.states))
@@ -172,11 +172,17 @@ def _memory(dataset: str, options: Options) -> Memory | None:
 
 
 def _climb(
-    dataset: str, options: Options, display: Any, audit: int, *, first: bool, verbose: bool
+    dataset: str,
+    options: Options,
+    display: Any,
+    audit: int,
+    memory: Memory | None,
+    *,
+    verbose: bool,
 ) -> Path:
-    """Run the flow, unless a look shows that nothing is to be done.  Gives the report's folder.
+    """Run the flow, unless its plan shows that nothing is to be done.  Gives the report's folder.
 
-    Where this is the `first` run with these options, that look is not waited for with a server.
+    The first run with these options starts a server without waiting for that plan.
     """
     from flows.server import TemporaryServer
     from tasks.caching import process
@@ -184,8 +190,10 @@ def _climb(
     _tame_prefect(verbose)
     process.warm_up(*CHAPTERS)  # it imports torch and these, while this process does
     server = TemporaryServer()
-    if first:
-        server.begin()
+    if memory:
+        if memory.is_first:
+            server.begin()
+        memory.look()
     display.wait("looking at what has changed")
     return _run(options.parameters(dataset), display, audit, server)
 

@@ -44,8 +44,14 @@ class Memory:
         identity = json.dumps([str(dataset), options], sort_keys=True)
         name = hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._path = data / "cache" / "quick" / f"{name}.json"
-        self.started = time.time_ns()
-        self.before = self._reads()
+        self._before: tuple[str, int] | None = None
+        self._looked = 0  # ns since the epoch
+
+    def look(self) -> None:
+        """See what a run that begins now reads; when that has been seen already, do nothing."""
+        if not self._looked:
+            self._looked = time.time_ns()
+            self._before = self._reads()
 
     @property
     def is_first(self) -> bool:
@@ -54,10 +60,11 @@ class Memory:
 
     def recall(self) -> Known | None:
         """How the last run ended, when nothing that it depends on has changed since."""
+        self.look()
         try:
             memory = json.loads(self._path.read_bytes())
             folder = Path(memory["folder"])
-            same = self.before and memory["read"] == self.before[0]
+            same = self._before and memory["read"] == self._before[0]
             if same and memory["written"] == self._writes(folder):
                 return Known(folder, [str(name) for name in memory["stages"]])
         except (OSError, ValueError, KeyError, TypeError):
@@ -65,13 +72,13 @@ class Memory:
         return None
 
     def keep(self, folder: Path, stages: list[str]) -> None:
-        """Write down the state that a finished run saw and left."""
-        if self.before is None or self.started - self.before[1] < _YOUNG_NS:
+        """Write down the state that a finished run saw, when it began to look, and left."""
+        if self._before is None or self._looked - self._before[1] < _YOUNG_NS:
             return  # what changed just before the run may have changed again in the same tick
         memory = {
             "folder": str(folder),
             "stages": stages,
-            "read": self.before[0],
+            "read": self._before[0],
             "written": self._writes(folder),
         }
         with contextlib.suppress(LadderError):  # a cache that cannot be written only stays slower

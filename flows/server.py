@@ -34,6 +34,8 @@ class TemporaryServer:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
+        self._asking = threading.Thread(target=self._ask, daemon=True)
+        self._failure: Exception | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this process
 
     def begin(self) -> None:
@@ -52,6 +54,7 @@ class TemporaryServer:
                 start_new_session=True,  # Ctrl-C is for the run, which has yet to say good-bye
             )
         atexit.register(self._end, self._process)  # after Prefect has sent what it still holds
+        self._asking.start()
 
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:
@@ -78,21 +81,30 @@ class TemporaryServer:
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield
 
-    def _wait(self) -> None:
-        """Wait until it answers: its socket listens from the start, so one request is enough."""
+    def _ask(self) -> None:
+        """Ask what Prefect will ask first, for which the server gets half a second of things ready.
+
+        Its socket listens from the start, so one request, and patience, is enough.
+        """
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE)
-            connection.request("GET", "/api/health")
+            connection.request("GET", "/api/admin/version")
             connection.getresponse()
             connection.close()
         except (OSError, http.client.HTTPException) as error:
+            self._failure = error
+
+    def _wait(self) -> None:
+        """Wait until it answers."""
+        self._asking.join()
+        if self._failure:
             self._errors.seek(0)
             text = self._errors.read().decode(errors="replace")
-            said = re.findall(r"^[\w.]*Error: .*", text, re.MULTILINE) or [str(error)]
+            said = re.findall(r"^[\w.]*Error: .*", text, re.MULTILINE) or [str(self._failure)]
             raise LadderError(
                 f"Prefect's temporary server did not start ({said[-1]}): make PREFECT_HOME a "
                 "folder that can be written, or start a server and set PREFECT_API_URL"
-            ) from error
+            ) from self._failure
 
     @staticmethod
     def _end(process: subprocess.Popen[bytes]) -> None:

@@ -42,12 +42,12 @@ def climb(
     """
     done: dict[str, Ref] = {}
 
-    def submit(session: Session, task: Any, name: str, arguments: dict[str, Any]) -> Ref:
+    def submit(session: Session, stage: Any, name: str, arguments: dict[str, Any]) -> Ref:
         if name == stop:
             raise StopHere
         # What a report tells of its run is the same each time, so that runs can be compared.
         settings = replace(session.settings, started="2026-01-01T00:00:00+00:00", command="")
-        done[name] = Call(task.fn.__self__, name, arguments, settings).perform()
+        done[name] = Call(stage, name, arguments, settings).perform()
         return done[name]
 
     def observe(event: str, name: str, **_facts: Any) -> None:

@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from shell import Shell
 from sklearn.datasets import load_digits
+
+from tasks.caching.stage import limited
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = """
@@ -412,7 +415,11 @@ def test_a_deployment_runs_on_a_worker_and_is_cached_when_repeated(project: Proj
     write_digits(project.data / "sample", classes=3, per_class=24)
     prefect("work-pool", "create", "stepladder", "--type", "process")
     prefect("deploy", "--all")
-    prefect("concurrency-limit", "create", "train", "1")
+    url = project.environment["PREFECT_API_URL"]
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert limited("train") == set()
+        prefect("concurrency-limit", "create", "train", "1")
+        assert limited("train") == {"train"}
     worker = subprocess.Popen(
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", "stepladder"],
         cwd=project.root, env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -425,7 +432,6 @@ def test_a_deployment_runs_on_a_worker_and_is_cached_when_repeated(project: Proj
         worker.terminate()
         worker.communicate(timeout=60)
 
-    url = project.environment["PREFECT_API_URL"]
     flow_runs = _post(f"{url}/flow_runs/filter", {"sort": "START_TIME_ASC"})[-2:]
     assert [run["state"]["type"] for run in flow_runs] == ["COMPLETED", "COMPLETED"]
     tasks = [_post(f"{url}/task_runs/filter", _of_flow_run(run["id"])) for run in flow_runs]

@@ -36,7 +36,9 @@ def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
     time.sleep(0.1)
 
     def memory(**options: object) -> Memory:
-        return Memory(tmp_path, tmp_path / "images", {"epochs": None, **options})
+        memory = Memory(tmp_path, tmp_path / "images", {"epochs": None, **options})
+        memory.look()
+        return memory
 
     memory().keep(tmp_path / "reports/images/one", stages=["mean[7]", "report"])
     return memory

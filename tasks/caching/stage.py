@@ -205,10 +205,15 @@ class Stage(Generic[P, R]):
         if session is None:
             raise LadderError(f"{name} was called outside a flow; use {self.name}.fn for that")
         if session.planned is None:
-            return session.submit(self.task, name, arguments)
+            return session.submit(self, name, arguments)
         ref, planned = Call(self, name, arguments, session.settings).plan()
         session.planned.append(planned)
         return ref
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it takes more than a core, so that one may want to limit how many run at once."""
+        return self.cores is not _one_core
 
     @functools.cached_property
     def task(self) -> Any:
@@ -221,9 +226,6 @@ class Stage(Generic[P, R]):
             self._perform,
             name=self.name,
             description=inspect.getdoc(self.fn),
-            # Prefect asks its server for a slot of each tag before a task begins, so only what one
-            # may want to limit has one: what takes more than a core.
-            tags=set() if self.cores is _one_core else {self.name},
             task_run_name=named,
             cache_policy=NO_CACHE,
             persist_result=False,
@@ -515,9 +517,11 @@ class Session:
         self.planned = planned  # what a plan has said so far; None when awake
         self.futures: list[Any] = []
         self.bodies = process.Bodies()
+        self.tags = functools.cache(limited)
 
-    def submit(self, task: Any, name: str, arguments: dict[str, Any]) -> Any:
+    def submit(self, stage: Stage[Any, Any], name: str, arguments: dict[str, Any]) -> Any:
         """Hand a stage to the flow's task runner; gives a Prefect future of its reference."""
+        task = stage.task.with_options(tags=self.tags(stage.name)) if stage.is_heavy else stage.task
         future = task.submit(name, arguments, self.settings)
         self.futures.append(future)
         return future
@@ -543,6 +547,22 @@ class Session:
         """What became of every stage, by name; for when all have finished."""
         refs: list[Ref] = [future.result() for future in self.futures]
         return {ref.label: ref.outcome for ref in refs}
+
+
+def limited(stage: str) -> set[str]:
+    """The stage's name, as a tag for its tasks, when Prefect's server limits their number.
+
+    Before each task Prefect asks for a slot of every tag, and a busy server answers after seconds.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_concurrency_limit_by_tag(stage)
+    except ObjectNotFound:
+        return set()
+    return {stage}
 
 
 def _failure(future: Any) -> str:
