@@ -187,9 +187,9 @@ def bench_noop(place: Place) -> Iterator[Row]:
     place.stepladder(*command)
     time.sleep(2.5)  # what has just been written is not trusted yet
     place.stepladder(*command)
-    if not place.options.dvc:
+    if not place.options.peers:
         (mine,) = in_turns(place.rounds, lambda: place.stepladder(*command))
-        note = "DVC skipped: --dvc installs it in a scratch environment"
+        note = "DVC skipped: --peers installs it in a scratch environment"
         yield Row("stepladder run, nothing to do / dvc repro", statistics.median(mine), None, None,
                   "<= 0.25", len(mine), note)  # fmt: skip
         return
@@ -202,18 +202,23 @@ def bench_noop(place: Place) -> Iterator[Row]:
 
 def install_dvc(place: Place) -> Callable[[], object]:
     """DVC in an environment of its own with one stage over MNIST; gives its no-op `repro`."""
-    environment, project = place.root / "dvc", place.root / "project"
-    venv.create(environment, with_pip=True)
-    place.run(str(environment / "bin" / "pip"), "install", "--quiet", "dvc")
+    dvc, project = str(install(place, "dvc") / "dvc"), place.root / "project"
     shutil.copytree(place.mnist, project / "mnist")
     (project / "dvc.yaml").write_text(
         "stages:\n  count:\n    cmd: find mnist -name '*.png' | wc -l > count.txt\n"
         "    deps: [mnist]\n    outs: [count.txt]\n"
     )
-    dvc = str(environment / "bin" / "dvc")
     place.run(dvc, "init", "--no-scm", cwd=str(project))
     place.run(dvc, "repro", cwd=str(project))
     return lambda: place.run(dvc, "repro", cwd=str(project))
+
+
+def install(place: Place, *names: str) -> Path:
+    """Install packages in an environment of their own; gives the folder of its commands."""
+    environment = place.root / names[0]
+    venv.create(environment, with_pip=True)
+    place.run(str(environment / "bin" / "pip"), "install", "--quiet", *names)
+    return environment / "bin"
 
 
 def bench_edit(place: Place) -> Iterator[Row]:
@@ -227,15 +232,39 @@ def bench_edit(place: Place) -> Iterator[Row]:
             place.run(sys.executable, "-m", "tests.benchmarks.halfway", str(place.mnist),
                       PREFECT_API_URL=url)  # fmt: skip
 
-        mine, unchanged = [], []
+        peer = install_dagster(place) if place.options.peers else None
+        mine, unchanged, other = [], [], []
         run()
         for number in range(place.rounds):
             unchanged.append(seconds(run))
             victim.write_bytes(spare[number])
             mine.append(seconds(run))
+            if peer:
+                other.append(seconds(peer))
     victim.write_bytes(good)
-    yield compared("one PNG changed, scan to baselines / no-op flow run", "<= 1.5", mine, unchanged,
-                   "whole processes, Prefect server running; < 3.5 s", up=False)  # fmt: skip
+    what = "one PNG changed, scan to baselines"
+    yield compared(f"{what} / no-op flow run", "<= 1.5", mine, unchanged,
+                   "whole processes, Prefect server running", up=False)  # fmt: skip
+    if other:
+        yield compared(f"{what} / the same on Dagster", "< 1", mine, other,
+                       "an asset per class folder, made in its own process", up=False)  # fmt: skip
+
+
+def install_dagster(place: Place) -> Callable[[], object]:
+    """Dagster in an environment of its own, all assets made; gives its next run."""
+    python = install(place, "dagster", "numpy", "pillow") / "python"
+    home = place.root / "dagster-home"
+    home.mkdir()
+    (home / "dagster.yaml").touch()
+    script = (str(python), str(HERE / "with_dagster.py"), str(place.mnist))
+
+    def run() -> None:
+        made = place.run(*script, DAGSTER_HOME=str(home))
+        if "baseline" not in made:
+            raise RuntimeError(f"Dagster should have made the baseline anew, but made {made}")
+
+    run()
+    return run
 
 
 @contextlib.contextmanager
@@ -560,7 +589,7 @@ def main() -> None:
     parser.add_argument("--long-rounds", type=int, default=1, help="of the cold pipeline")
     parser.add_argument("--epochs", type=int, default=41, help="of each small rung")
     parser.add_argument("--seeds", type=int, default=5, help="of the convnet")
-    parser.add_argument("--dvc", action="store_true", help="install DVC and compare with it")
+    parser.add_argument("--peers", action="store_true", help="install DVC and Dagster, and compare")
     options = parser.parse_args()
     names = options.names or [name for name in BENCHMARKS if name not in OPTIONAL]
     if unknown := set(names) - BENCHMARKS.keys():
