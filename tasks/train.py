@@ -539,7 +539,8 @@ class Descent:
         """One step, by the images of batch[B] int64, moved by shifts[4, 2], at rate[] float64."""
         x = shifted(self.images.index_select(0, batch), self.recipe.shift, shifts)
         logits = forward(self.model, x, self.recipe.precision)
-        loss = self.criterion(logits, self.labels[batch], self.recipe.label_smoothing)
+        labels = self.labels.index_select(0, batch)
+        loss = self.criterion(logits, labels, self.recipe.label_smoothing)
         loss.backward()
         self.optimizer.step(rate)
         self.loss_sum += loss.detach() * len(batch)
@@ -605,9 +606,9 @@ def forward(model: nn.Module, images: Tensor, precision: str) -> Tensor:
     """images[B, H, W(, 3)] uint8 -> logits[B, C] float32."""
     # On a CPU float32 is the faster one: few have bfloat16 in hardware, and none in `models.Conv`.
     if precision == "float32" or (precision == "auto" and not images.is_cuda):
-        return cast(Tensor, model(images.float() / 255))
+        return cast(Tensor, model(images.float().div_(255)))
     with torch.autocast(images.device.type, torch.bfloat16):
-        return cast(Tensor, model(images.float() / 255).float())
+        return cast(Tensor, model(images.float().div_(255)).float())
 
 
 def probabilities(model: nn.Module, images: Tensor, precision: str) -> Tensor:
@@ -665,6 +666,7 @@ class SGD:
     @torch.no_grad()
     def step(self, lr: Tensor) -> None:
         """Move every parameter against its gradient, and forget the gradient.  lr[] float64."""
+        lr = lr.float()
         for p in self.parameters:
             grad = p.grad
             if grad is None:  # a parameter the model did not use
