@@ -137,8 +137,7 @@ def run(
 
     memory = _memory(dataset, options)
     with Display(quiet=quiet) as display:
-        anew = options.refresh or audit or (memory and memory.is_first)
-        if memory and not anew and (known := memory.recall()):
+        if memory and not options.refresh and not audit and (known := memory.recall()):
             folder = known.folder
             display.states |= dict.fromkeys(known.stages, "cached")
             news = mark_cached(folder)

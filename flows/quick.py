@@ -60,9 +60,9 @@ class Memory:
 
     def recall(self) -> Known | None:
         """How the last run ended, when nothing that it depends on has changed since."""
-        self.look()
         try:
             memory = json.loads(self._path.read_bytes())
+            self.look()  # after that: where nothing is left behind, to look can wait
             folder = Path(memory["folder"])
             same = self._before and memory["read"] == self._before[0]
             if same and memory["written"] == self._writes(folder):

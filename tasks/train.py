@@ -604,11 +604,12 @@ def shifted(images: Tensor, pixels: int, shifts: Tensor) -> Tensor:
 
 def forward(model: nn.Module, images: Tensor, precision: str) -> Tensor:
     """images[B, H, W(, 3)] uint8 -> logits[B, C] float32."""
+    pixels = images.float().div_(255)
     # On a CPU float32 is the faster one: few have bfloat16 in hardware, and none in `models.Conv`.
     if precision == "float32" or (precision == "auto" and not images.is_cuda):
-        return cast(Tensor, model(images.float().div_(255)))
+        return cast(Tensor, model(pixels))
     with torch.autocast(images.device.type, torch.bfloat16):
-        return cast(Tensor, model(images.float().div_(255)).float())
+        return cast(Tensor, model(pixels).float())
 
 
 def probabilities(model: nn.Module, images: Tensor, precision: str) -> Tensor:
@@ -666,7 +667,7 @@ class SGD:
     @torch.no_grad()
     def step(self, lr: Tensor) -> None:
         """Move every parameter against its gradient, and forget the gradient.  lr[] float64."""
-        lr = lr.float()
+        lr = lr.float()  # once, and not in each product
         for p in self.parameters:
             grad = p.grad
             if grad is None:  # a parameter the model did not use

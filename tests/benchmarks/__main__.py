@@ -321,17 +321,14 @@ def bench_rungs(place: Place) -> Iterator[Row]:
     yield compared("four small rungs / DataLoader loop", ">= 3x", mine, other, note)
 
 
-SIZE = 256  # images per step of ResNet18 on MNIST
-
-
 def bench_resnet18(place: Place) -> Iterator[Row]:
     """A ResNet18 epoch of 60,000 images, from a few steps each."""
     cores = os.cpu_count() or 1
     torch.set_num_threads(cores)
-    recipe = Recipe(model="resnet18", loss="cross_entropy", batch_size=SIZE)
+    recipe = Recipe(model="resnet18", loss="cross_entropy", batch_size=256)
     model = naive.resnet18()
     x, y = torch.rand(64, 1, 28, 28), torch.randint(10, (64,))
-    turns = SIZE // 64
+    turns = recipe.batch_size // 64
     with ours.processes(1, cores) as pool:
         pool.apply(ours.step, (recipe,)), naive.step(model, x, y)
         rounds = in_turns(
@@ -339,8 +336,8 @@ def bench_resnet18(place: Place) -> Iterator[Row]:
             lambda: pool.apply(ours.step, (recipe,)),
             lambda: [naive.step(model, x, y) for _ in range(turns)],
         )
-    mine, other = ([took * 60_000 / SIZE for took in way] for way in rounds)
-    note = f"scaled from steps of {SIZE} images ({recipe.precision}) and {turns} of 64"
+    mine, other = ([took * 60_000 / recipe.batch_size for took in way] for way in rounds)
+    note = f"scaled from steps of {recipe.batch_size} images ({recipe.precision}) and {turns} of 64"
     yield compared("ResNet18 epoch / torch's convolutions", ">= 4x", mine, other, f"{note} (fp32)")
 
 
