@@ -96,7 +96,7 @@ class Options:
         }
 
     def _recipes(self) -> list[Any] | None:
-        from tasks.train import cross, read_recipes
+        from tasks.recipes import cross, read_recipes
 
         crossed = self.models or self.losses or self.seeds
         if self.recipes and crossed:

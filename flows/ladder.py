@@ -27,9 +27,10 @@ from tasks.caching.stage import Session, Settings, begin
 from tasks.decode import decode
 from tasks.fetch import fetch
 from tasks.publish import announce, publish
+from tasks.recipes import Recipe, default_ladder, label
 from tasks.report import report
 from tasks.scan import scan
-from tasks.train import Recipe, default_ladder, label, train
+from tasks.train import train
 
 Validation = Annotated[float, Field(gt=0, lt=1)] | Literal["testing"]
 

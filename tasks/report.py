@@ -28,7 +28,7 @@ from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack
 
 if TYPE_CHECKING:
-    from tasks.train import Recipe
+    from tasks.recipes import Recipe
 
 TEMPLATE = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
 PACKAGES = (

@@ -22,9 +22,10 @@ from tasks.caching.stage import Outcome, Run
 from tasks.decode import decode
 from tasks.fetch import fetch
 from tasks.publish import place
+from tasks.recipes import Recipe, cross, label
 from tasks.report import report
 from tasks.scan import scan
-from tasks.train import Recipe, cross, label, train
+from tasks.train import train
 
 pytest.importorskip("playwright", reason="playwright, of the dev extras, is not installed")
 from axe_playwright_python.sync_playwright import Axe

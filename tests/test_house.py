@@ -19,6 +19,7 @@ CHAPTERS = [
     "baseline",
     "models",
     "losses",
+    "recipes",
     "train",
     "pictures",
     "report",

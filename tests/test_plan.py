@@ -57,7 +57,7 @@ def climb_thrice(project: str, data: str, clean: str) -> dict[str, Any]:
 
     from flows.ladder import ladder
     from tasks.caching.plan import asleep
-    from tasks.train import read_recipes
+    from tasks.recipes import read_recipes
 
     options = {"recipes": read_recipes(Path(project) / "recipes.toml")}
     os.environ["STEPLADDER_DATA"] = data

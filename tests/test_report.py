@@ -21,6 +21,7 @@ import torch
 from tasks import pictures
 from tasks.caching.stage import Outcome, Run
 from tasks.caching.store import Stack, Weights
+from tasks.recipes import Recipe
 from tasks.report import (
     TEMPLATE,
     compare,
@@ -32,7 +33,6 @@ from tasks.report import (
     report,
     wilson,
 )
-from tasks.train import Recipe
 
 TAME = ["apple", "brick", "candle"]
 HOSTILE = [

@@ -32,8 +32,8 @@ import torch
 
 from tasks.decode import decode
 from tasks.fetch import fetch
+from tasks.recipes import DEFAULTS, Recipe, default_ladder
 from tasks.scan import Dataset, scan
-from tasks.train import DEFAULTS, Recipe, default_ladder
 from tests.benchmarks import naive, ours
 
 HERE = Path(__file__).resolve().parent

@@ -23,12 +23,12 @@ from tasks.caching.store import Stack
 from tasks.decode import decode
 from tasks.losses import LOSSES
 from tasks.models import MODELS, initialize
+from tasks.recipes import Recipe
 from tasks.scan import Folder, scan
 from tasks.train import (
     OPTIMIZERS,
     Descent,
     Labelled,
-    Recipe,
     State,
     constant,
     course,
