@@ -27,7 +27,8 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows.quick import Memory, mark_cached
-from tasks.caching.basics import LadderError, StageError, data_root, find_folder, printable
+from tasks.caching.basics import LadderError, StageError, data_root, printable, redacted
+from tasks.caching.places import Place, find_place, insist_on_name
 
 CHAPTERS = ("tasks.decode", "tasks.baseline", "tasks.train", "tasks.report")  # those with stages
 
@@ -41,7 +42,7 @@ app.register_install_completion_command(
     add_to_startup=True, help="Let the shell complete commands and options: bash, zsh or fish."
 )
 
-Dataset = Annotated[str, Parameter(help="A folder's name under the data root, or its path")]
+Dataset = Annotated[str, Parameter(help="A folder's name under the data root, or its path: ./x")]
 
 
 @Parameter(name="*")
@@ -80,6 +81,16 @@ class Options:
     size: Annotated[
         str | None, Parameter(help="Resize every image: HEIGHTxWIDTH, such as 28x28")
     ] = None
+    name: Annotated[
+        str | None,
+        Parameter(help="What to call the dataset; folders of one name share reports and history"),
+    ] = None
+
+    def place(self, dataset: str) -> Place | None:
+        """The dataset that is meant, where it is there.  Raises LadderError."""
+        if self.name is not None:
+            insist_on_name(self.name, "--name")
+        return find_place(dataset, self.name or "")
 
     def parameters(self, dataset: str) -> dict[str, Any]:
         """The parameters of the flow.  Raises LadderError for what cannot be meant."""
@@ -92,8 +103,21 @@ class Options:
             "device": self.device,
             "refresh": list(self.refresh),
             "size": _size(self.size),
-            "command": shlex.join(["stepladder", *sys.argv[1:]]),
+            "name": self.name or "",
+            "command": self._command(dataset),
         }
+
+    def _command(self, dataset: str) -> str:
+        """The command line that starts the same run again, in whatever folder."""
+        place = self.place(dataset)
+        words = ["stepladder", "run", place.given if place else dataset]
+        usual = Options()
+        for name, value in asdict(self).items():
+            if value != getattr(usual, name):
+                values = value if isinstance(value, tuple) else [value]
+                for each in values:
+                    words += [f"--{name}", str(each.absolute() if name == "recipes" else each)]
+        return shlex.join(words)
 
     def _recipes(self) -> list[Any] | None:
         from tasks.recipes import cross, read_recipes
@@ -161,13 +185,13 @@ def run(
 
 def _memory(dataset: str, options: Options) -> Memory | None:
     """What an earlier run with these options may have left, to see at a glance that it holds."""
-    folder = find_folder(dataset)
-    if folder is None:
+    place = options.place(dataset)
+    if place is None:
         return None
     given = {name: str(value) for name, value in asdict(options).items()}
     if options.recipes and options.recipes.is_file():
         given["recipes"] = options.recipes.read_bytes().hex()
-    return Memory(data_root().resolve(), folder, given)
+    return Memory(data_root().resolve(), place.folder, given)
 
 
 def _climb(
@@ -203,23 +227,24 @@ def _run(parameters: dict[str, Any], display: Any, audit: int, server: Any) -> P
     audited = random.sample(hits, min(audit, len(hits)))
     if all(each.state == "cached" for each in planned) and not audited:
         from tasks.caching.store import Store
-        from tasks.publish import place
+        from tasks.publish import place as put
 
         store = Store((data_root() / "cache").resolve())
+        place = find_place(parameters["dataset"], parameters["name"])
         refs = {}
         for each in planned:
             display.states[each.stage] = "cached"
             refs[each.stage] = each.ref
-            if each.changes and (folder := find_folder(parameters["dataset"])):
+            if each.changes and place:
                 # Going back to what is stored is a last time, too, for the next plan's reasons.
                 with contextlib.suppress(LadderError):  # a read-only store still serves
                     store.remember(
-                        folder.name,
+                        place.home,
                         each.stage,
                         {**each.look.model_dump(), "seconds": each.seconds},
                     )
         outcomes = {name: ref.outcome for name, ref in refs.items()}
-        return place(refs["report"], outcomes, store.root)
+        return put(refs["report"], outcomes, store.root)
 
     display.wait("starting Prefect")
     from flows.ladder import PLANNED, ladder
@@ -472,7 +497,7 @@ def _stop(number: int, _frame: object) -> None:
 
 
 def _say(message: str) -> None:
-    print(f"stepladder: {printable(message)}", file=sys.stderr)
+    print(f"stepladder: {printable(redacted(message))}", file=sys.stderr)
 
 
 def _validation(text: str) -> float | str:

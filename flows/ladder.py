@@ -5,6 +5,7 @@ Read the body of `ladder` first: it is the table of contents of `tasks/`.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import datetime
 import difflib
@@ -21,11 +22,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from tasks.baseline import DISTANCES, baseline, mean
-from tasks.caching.basics import LadderError, data_root, find_folder
+from tasks.caching.basics import LadderError, data_root
+from tasks.caching.places import Place, candidates, find_place, shown
 from tasks.caching.plan import Planned, asleep
 from tasks.caching.stage import Session, Settings, begin
 from tasks.decode import decode
-from tasks.fetch import fetch
+from tasks.fetch import RESERVED, fetch
 from tasks.publish import announce, publish
 from tasks.recipes import Recipe, default_ladder, label
 from tasks.report import report
@@ -41,7 +43,7 @@ PLANNED: ContextVar[list[Planned] | None] = ContextVar("planned", default=None) 
 _RUNNER: Any = ThreadPoolTaskRunner(max_workers=256)
 
 
-@flow(name="ladder", task_runner=_RUNNER, flow_run_name="{dataset}")
+@flow(name="ladder", task_runner=_RUNNER, flow_run_name=lambda: run_name(flow_run.parameters))
 def ladder(
     dataset: str = "mnist",
     recipes: list[Recipe] | None = None,
@@ -51,6 +53,7 @@ def ladder(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     refresh: list[str] = [],  # noqa: B006 - Prefect copies parameters, and nothing here changes it
     size: tuple[int, int] | None = None,
+    name: str = "",
     command: str = "",
 ) -> str | None:
     """Climb the ladder on a dataset; run again, redo only what a change can reach.
@@ -66,15 +69,16 @@ def ladder(
         device: Where to train; auto takes a GPU where there is one
         refresh: Globs over stage names, such as train*, to run again even when cached
         size: Resize every image to [height, width]; None takes them as they are
+        name: What to call the dataset, and whose history it goes on; left empty, its place's own
         command: How to start this run again, for the report; left empty, it is found out
 
     """
     # The form in Prefect's UI takes its descriptions from here; it drops those of a Field.
-    folder = find_dataset(dataset)
-    session = open_session(folder, device, refresh, command)
+    place = find_dataset(dataset, name)
+    session = open_session(place, device, refresh, command)
     chosen = label(select(recipes or default_ladder(), epochs, only))
 
-    data = scan(folder, Path(session.settings.cache))
+    data = scan(place.folder, Path(session.settings.cache))
     training = [decode[each.label](each, size) for each in data.training]
     testing = [decode[each.label](each, size) for each in data.testing]
 
@@ -86,30 +90,51 @@ def ladder(
         for name, recipe in chosen.items()
     }
     page = report(
-        data.name, data.classes, training, testing, means, baselines, rungs, chosen, validation,
-        data.skipped,
+        place.name, data.classes, training, testing, means, baselines, rungs, chosen, validation,
+        data.skipped, place.home,
     )  # fmt: skip
     return publish(session, page)
 
 
-def find_dataset(name: str) -> Path:
-    """The folder of a dataset: a path, or a name under the data root.  Raises LadderError."""
-    if folder := find_folder(name):
-        return folder
-    if name == "sample":
-        return fetch(name, data_root())  # it needs no network
-    if name == "mnist":
+def find_dataset(dataset: str, name: str = "") -> Place:
+    """A dataset: a path, or a name under the data root; which it is.  Raises LadderError."""
+    if place := find_place(dataset, name):
+        return place
+    if dataset == "sample":
+        fetch(dataset, data_root())  # it needs no network
+        return find_dataset(dataset, name)
+    raise LadderError(why_missing(dataset))
+
+
+def why_missing(dataset: str) -> str:
+    """In words, why a dataset's folder is not there, and what to do."""
+    for path in candidates(dataset):
+        if path.is_symlink() and not path.exists():
+            return f"{path} is a broken link: mend or remove it"
+        if path.exists():
+            return (f"{path} is no folder of images; "
+                    "`stepladder fetch NAME --from FILE` unpacks an archive")  # fmt: skip
+    if dataset == "mnist":
         hint = "`stepladder fetch mnist` brings it"
     else:
-        there = [each.name for each in data_root().glob("*/") if list(each.glob("t*ing/"))]
-        near = difflib.get_close_matches(name, ["sample", "mnist", *there], n=1)
+        there = [each.name for each in data_root().glob("[!.]*/") if each.name not in RESERVED]
+        near = difflib.get_close_matches(dataset, ["sample", "mnist", *there], n=1)
         hint = f"did you mean '{near[0]}'?" if near else (
             "give the path of a folder with training/ and testing/, each with a folder per class"
         )  # fmt: skip
-    raise LadderError(f"no dataset '{name}' under {data_root()} or here; {hint}")
+    return f"no dataset {shown(dataset)} under {data_root()} or here; {hint}"
 
 
-def open_session(folder: Path, device: str, refresh: list[str], command: str) -> Session:
+def run_name(parameters: dict[str, Any]) -> str:
+    """What a run of the flow is called: as its dataset."""
+    dataset = parameters.get("dataset", inspect.signature(ladder.fn).parameters["dataset"].default)
+    with contextlib.suppress(LadderError):
+        if place := find_place(dataset, parameters.get("name", "")):
+            return place.name
+    return shown(dataset)
+
+
+def open_session(place: Place, device: str, refresh: list[str], command: str) -> Session:
     """Begin a run on a dataset; show in Prefect what it is about to do, and why.
 
     Raises LadderError for a GPU that is not there.
@@ -118,11 +143,11 @@ def open_session(folder: Path, device: str, refresh: list[str], command: str) ->
     session = begin(
         Settings(
             cache=str((data_root() / "cache").resolve()),
-            dataset=folder.name,
+            dataset=place.home,
             device=find_device(device),
             refresh=tuple(refresh),
             started=now,
-            command=command or command_of({**flow_run.parameters, "dataset": folder.name}),
+            command=command or command_of({**flow_run.parameters, "dataset": place.given}),
         )
     )
     if session.planned is None and flow_run.id:
@@ -134,7 +159,7 @@ def command_of(parameters: dict[str, Any]) -> str:
     """The command line that starts the same run, but for what must be in a file of recipes."""
     words = ["stepladder", "run", parameters["dataset"]]
     usual = inspect.signature(ladder.fn).parameters
-    for name in ("validation", "epochs", "only", "device", "size"):
+    for name in ("name", "validation", "epochs", "only", "device", "size"):
         value = parameters.get(name, usual[name].default)
         if value != usual[name].default:
             words += [f"--{name}", "x".join(map(str, value)) if name == "size" else str(value)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -14,29 +15,30 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.console import plain
-from tasks.caching.basics import LadderError, data_root
+from tasks.caching.basics import LadderError, data_root, expand
+from tasks.caching.places import find_place, shown
 
 
 def find_report(run: str = "") -> Path:
     """The folder of a run's report.
 
-    run: a dataset (its latest run), a run's name or the beginning of one, "dataset/run", or the
-    path of a report's folder or of a file in it; nothing means the latest run of all.
+    run: a dataset as `run` takes it or by its name (its latest run), a run's name or the beginning
+    of one, "dataset/run", or the path of a report's folder or of a file in it; nothing means the
+    latest run of all.
     Raises LadderError when there is none, or more than one.
     """
-    path = Path(run).expanduser()
-    if run and (path / "results.json").is_file():
-        return path.resolve()
-    if run and path.is_file() and (path.parent / "results.json").is_file():
-        return path.parent.resolve()
+    path = expand(run)
+    for folder in (path, path.parent) if run else ():
+        if _is_file(folder / "results.json") and (folder == path or _is_file(path)):
+            return folder.resolve()
     reports = data_root() / "reports"
     runs = sorted((each.parent for each in reports.glob("*/[0-9]*/results.json")), key=_age)
     if not runs:
         raise LadderError(f"no report under {reports} yet; `stepladder run sample` makes one")
     if not run:
         return runs[-1].resolve()
-    if (reports / run / "latest" / "results.json").is_file():
-        return (reports / run / "latest").resolve()
+    if home := _find_home(run, list(dict.fromkeys(each.parent for each in runs))):
+        return _latest(home).resolve()
     found = [
         each
         for each in runs
@@ -46,11 +48,60 @@ def find_report(run: str = "") -> Path:
         return found[0].resolve()
     if found:
         names = ", ".join(f"{each.parent.name}/{each.name}" for each in found[-3:])
-        raise LadderError(f"'{run}' begins {len(found)} runs; say more of it, as in {names}")
+        raise LadderError(f"{shown(run)} begins {len(found)} runs; say more of it, as in {names}")
     known = [name for each in runs for name in (each.parent.name, each.name)]
     near = difflib.get_close_matches(run, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(dict.fromkeys(known))}"
-    raise LadderError(f"no report of a run '{run}'; {hint}")
+    raise LadderError(f"no report of a run {shown(run)}; {hint}")
+
+
+def _find_home(run: str, homes: list[Path]) -> Path | None:
+    """The folder of a dataset's reports, by what means it or by its name; None where it has none.
+
+    Raises LadderError where several have the name.
+    """
+    place = None
+    with contextlib.suppress(LadderError):  # it may be a run's name, which is none of a dataset
+        place = find_place(run)
+    said = {home: _dataset_of(home) for home in homes}
+    for home, dataset in said.items():
+        if "home" in dataset and home.name == (place.home if place else run):
+            return home
+    # Versions before this one put all datasets with the same last name into one folder.
+    last = place.folder.name if place else run
+    named = [
+        home
+        for home, dataset in said.items()
+        if ("home" not in dataset and home.name == last)
+        or (place is None and dataset.get("name") == run)
+    ]
+    if len(named) > 1:
+        names = ", ".join(f"{home.name}/{_latest(home).resolve().name}" for home in named)
+        raise LadderError(f"{len(named)} datasets have the name {shown(run)}; say a run: {names}")
+    told = [home for home in homes if home.name == run]
+    return next(iter([*named, *told]), None)
+
+
+def _dataset_of(home: Path) -> dict[str, Any]:
+    """What the latest report says of its dataset; nothing where it cannot be read."""
+    try:
+        return dict(_results(_latest(home))["dataset"])
+    except (LadderError, LookupError, TypeError, ValueError):
+        return {}
+
+
+def _latest(home: Path) -> Path:
+    """The folder of a dataset's latest run, or of the newest that is left."""
+    if _is_file(home / "latest" / "results.json"):
+        return home / "latest"
+    return max((each.parent for each in home.glob("[0-9]*/results.json")), key=_age)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than any
+        return False
 
 
 def _age(folder: Path) -> int:

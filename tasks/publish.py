@@ -1,4 +1,6 @@
-"""Put a report where people look: `reports/<dataset>/<run>/`, `latest` beside it, and Prefect.
+"""Put a report where people look: `reports/<home>/<run>/`, `latest` beside it, and Prefect.
+
+A dataset's home is its name where nothing else can have that; see `tasks.caching.places`.
 
 Here it is also held against the run before: a report itself knows its own run alone, so that it
 can be stored and reused.
@@ -10,6 +12,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,7 @@ def place(ref: Ref, outcomes: Mapping[str, Outcome], cache: Path) -> Path:
     for rung in results["rungs"]:
         outcome = outcomes.get(f"train[{rung['label']}]")
         rung["cached"] = outcome is not None and outcome.state == "cached"
-    reports = cache.parent / "reports" / results["dataset"]["name"]
+    reports = cache.parent / "reports" / results["dataset"]["home"]
     started = re.sub(r"\D", "", results["environment"]["started"])[:14]
     folder = reports / f"{started}-{ref.key[:8]}"
 
@@ -250,16 +253,20 @@ def announce(session: Session, planned: list[Planned]) -> None:
     )
 
 
-def _slug(dataset: str) -> str:
-    """A dataset's name in the letters that Prefect takes for an artifact's key."""
-    return re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "dataset"
+def _slug(home: str) -> str:
+    """A dataset's home in the letters that Prefect takes for an artifact's key, and still its own.
+
+    Where letters had to go, a digest keeps it from the key of another.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", home.lower()).strip("-")[:60]
+    return slug if slug == home else f"{slug or 'dataset'}-{sha256(home.encode()).hexdigest()[:8]}"
 
 
 def _show_in_prefect(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
     from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    name = _slug(results["dataset"]["name"])
+    name = _slug(results["dataset"]["home"])
     create_markdown_artifact(
         (folder / "report.md").read_text(encoding="utf-8"),
         key=f"report-{name}",

@@ -56,6 +56,7 @@ def report(
     recipes: dict[str, Recipe],
     validation: float | Literal["testing"],
     skipped: list[str],
+    home: str = "",
     *,
     run: Run = Run(),
 ) -> dict[str, bytes]:
@@ -63,7 +64,8 @@ def report(
 
     training, testing: a Stack per class, images[N, H, W(, 3)] uint8.  means: a tensor per class,
     [H, W(, 3)] float32, 0 to 1.  baselines, rungs: what `baseline` and `train` gave; recipes has
-    the keys of rungs.  skipped: files that are no images, each with its reason.
+    the keys of rungs.  skipped: files that are no images, each with its reason.  home: what
+    the dataset's history lies under, where that is not its name.
 
     Returns the bytes of report.html, report.md, metrics.parquet and results.json.
     """
@@ -75,6 +77,7 @@ def report(
     results: dict[str, Any] = {
         "dataset": {
             "name": dataset,
+            "home": home or dataset,
             "classes": classes,
             "images": images,
             "shape": list(training[0].images.shape[1:]),

@@ -28,6 +28,7 @@ CHAPTERS = [
 ]
 ENGINE = [
     "basics",
+    "places",
     "store",
     "plan",
     "source",

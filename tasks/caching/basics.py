@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -23,20 +24,35 @@ def data_root() -> Path:
     """The folder of datasets, cache and reports: STEPLADDER_DATA, or `data/` of the checkout."""
     chosen = os.environ.get("STEPLADDER_DATA")
     checkout = Path(__file__).resolve().parents[2] / "data"
-    return Path(chosen).expanduser() if chosen else checkout if checkout.is_dir() else Path("data")
+    if chosen:
+        return expand(chosen)
+    return checkout if checkout.is_dir() else Path("data")
 
 
-def find_folder(dataset: str) -> Path | None:
-    """The folder of a dataset, given as its name under the data root or as a path; or None."""
-    for folder in (data_root() / dataset, Path(dataset).expanduser()):
-        if folder.is_dir():
-            return folder.resolve()
-    return None
+def expand(path: str) -> Path:
+    """A path with ~ and ~user made out, where there is such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def printable(text: str) -> str:
     """Text from outside for a terminal: what could steer one stands as its escape sequence."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+# Scheme; what stands before the last @, where it may be a password; host and path; query.
+_URL = re.compile(
+    r"([A-Za-z][\w+.-]*://)"
+    r"(?:[^\s/?#@:]+:(?!\d+/)\S*@|[^\s/?#]*@)?"
+    r"([^\s?#'\"]*)([?#][^\s'\"]*)?"
+)
+
+
+def redacted(text: str) -> str:
+    """Text without the secrets that URLs in it may hold: user, password, query and fragment."""
+    return _URL.sub(lambda url: url[1] + url[2] + (f"{url[3][0]}..." if url[3] else ""), text)
 
 
 def write_atomic(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
