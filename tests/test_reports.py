@@ -10,6 +10,7 @@ from test_publish import FIRST_RUN, SECOND_RUN, stored
 
 from flows.reports import compare, find_report, has_screen, open_report, print_comparison
 from tasks.caching.basics import LadderError
+from tasks.caching.places import find_place
 from tasks.publish import place
 
 
@@ -37,6 +38,50 @@ def test_what_cannot_be_found_is_named_with_what_there_is(runs: list[Path]) -> N
         find_report("2024")
     with pytest.raises(LadderError, match="there are: shelf, 20240101000000-aaaaaaaa"):
         find_report("?")
+
+
+def test_each_dataset_has_reports_of_its_own(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of one last name are never compared; each is found as it was given, or by a clear name.
+
+    So is what an older version put under the last name alone.
+    """
+    monkeypatch.chdir(tmp_path)
+    placed = {}
+    for number, team in enumerate(("teamA", "teamB")):
+        (tmp_path / team / "images").mkdir(parents=True)
+        given = find_place(f"{team}/images")
+        assert given
+        report = stored(f"2025-01-0{number + 1}T00:00:00Z", f"{number}" * 64, name="images")
+        results = json.loads(report.files["results.json"])
+        results["dataset"]["home"] = given.home
+        report.files["results.json"] = json.dumps(results).encode()
+        placed[team] = place(report, {}, tmp_path / "cache")
+        assert json.loads((placed[team] / "results.json").read_text())["compared"] is None
+        assert placed[team].parent.name == given.home
+    for team, folder in placed.items():
+        assert find_report(f"{team}/images") == find_report(f"./{team}/images/") == folder
+        monkeypatch.chdir(tmp_path / team)
+        assert find_report("images") == folder
+        assert find_report(folder.parent.name) == folder
+        assert find_report(f"{folder.parent.name}/2025") == folder
+        monkeypatch.chdir(tmp_path)
+    with pytest.raises(LadderError, match=r"2 datasets have the name 'images'; say a run: images-"):
+        find_report("images")
+    (tmp_path / "elsewhere" / "shelf").mkdir(parents=True)
+    for folder in runs:  # as an older version left them
+        results = json.loads((folder / "results.json").read_text())
+        del results["dataset"]["home"]
+        (folder / "results.json").write_text(json.dumps(results))
+    assert find_report("elsewhere/shelf") == find_report("shelf") == runs[1]
+
+
+def test_what_names_no_run_is_one_line(runs: list[Path]) -> None:
+    for run in ("a" * 300, "a\0b", "..", ".", "~nobody-of-this-name", "/", "\udce9"):
+        with pytest.raises(LadderError, match=r"no report of a run") as caught:
+            find_report(run)
+        assert "\n" not in str(caught.value)
 
 
 def test_without_any_report_the_way_to_one_is_said(
