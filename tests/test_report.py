@@ -218,6 +218,7 @@ def test_results(results: dict) -> None:
     """results.json holds the documented fields; times and cached come from the run."""
     assert results["dataset"] == {
         "name": "shelf",
+        "home": "shelf",
         "classes": TAME,
         "images": {"training": 30, "validation": 6, "testing": 120},
         "shape": [6, 5],
