@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from tasks.caching import fingerprint as fp
 from tasks.caching import source
@@ -15,7 +21,17 @@ from tasks.caching.basics import LadderError
 from tasks.caching.stage import stage
 from tasks.caching.store import Stack, digest_of
 
-CACHES = (source.read, source.statements, source.is_ours, source.is_module, fp._reach)
+ROOT = Path(__file__).resolve().parents[1]
+CACHES = (
+    source.read,
+    source.statements,
+    source.distributions,
+    source.installed,
+    source.is_ours,
+    source.is_module,
+    fp._reach,
+    fp._version,
+)
 
 HELPERS = '''
 """Helpers."""
@@ -398,7 +414,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def forget() -> None:
-        for name in [name for name in sys.modules if name.split(".")[0] in ("fpp", "fpstage")]:
+        for name in [name for name in sys.modules if name.startswith("fp")]:
             del sys.modules[name]
         for cached in CACHES:
             cached.cache_clear()
@@ -547,6 +563,291 @@ def test_an_entry_replaced_at_run_time_has_another_key(package) -> None:
     after = fp.fingerprint(module.go, {"x": "a"}).code
     assert "fpp.a.low" in after
     assert before != after
+
+
+# One key
+
+
+@pytest.mark.parametrize(
+    "kind", ["REG.append(wrapped)", "REG[fn] = wrapped", "REG[fn] = [wrapped]"]
+)
+def test_no_entry_of_a_registry_is_lost(package, kind: str) -> None:
+    """Each is wrapped by others, so that only memory leads to it."""
+    lines = [
+        "import contextlib",
+        f"REG = {[] if 'append' in kind else {}}",
+        "def register(fn):\n    wrapped = contextlib.contextmanager(fn)",
+        f"    {kind}\n    return fn",
+        *(f"@register\ndef f{number}(x): yield x + {number}" for number in range(12)),
+        "def go(x): return list(REG)",
+    ]
+    before = package("\n".join(lines))
+    assert {f"fpstage.f{number}" for number in range(12)} <= before.keys()
+
+
+MANY = """
+import contextlib, functools, dataclasses, enum
+class Kind(enum.Enum):
+    A = 1
+    B = {"x", "y", "z"}
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    words: frozenset
+    size: float = 0.1
+def make(n):
+    @functools.wraps(len)
+    def inner(x): return x * n + len(WORDS)
+    return inner
+WORDS = {"cat", "dog", "fox", "hen", "owl", ("a", "b"), 1.5, None}
+ONE = Slotted(frozenset(map(str, range(50))))
+SAME = ([1, 2], [1, 2], *[["shared"]] * 3)
+TABLE = {name: contextlib.contextmanager(make(i)) for i, name in enumerate("abcdefgh")}
+LIST = []
+def register(fn): LIST.append(contextlib.contextmanager(fn))
+@register
+def f0(x): yield 0
+@register
+def f1(x): yield 1
+@register
+def f2(x): yield 2
+@register
+def f3(x): yield 3
+@register
+def f4(x): yield 4
+@register
+def f5(x): yield 5
+def cycle(): return [TABLE, Kind]
+LOOP = [1, cycle]
+LOOP.append(LOOP)
+def go(x): return [TABLE, LIST, ONE, SAME, LOOP, Kind.B, x in {"p", "q", "r"}]
+"""
+
+
+def test_many_threads_and_processes_agree_on_one_key(
+    package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 fingerprints of one function, in threads and under other seeds of Python's hashes."""
+    package(MANY)
+    go = sys.modules["fpstage"].go
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(fp.fingerprint, go, {"x": {"names": ["a"]}}) for _ in range(300)]
+    found = {json.dumps(each.result()) for each in asked}
+    script = (
+        "import sys, json, types\n"
+        "sys.modules['torch'] = types.SimpleNamespace(Tensor=type('Tensor', (), {}))\n"
+        "sys.modules['tasks.caching.store'] = types.SimpleNamespace(Store=None)\n"
+        "from tasks.caching.fingerprint import fingerprint\nimport fpstage\n"
+        "print(json.dumps(fingerprint(fpstage.go, {'x': {'names': ['a']}})))"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    for seed in "12":
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+        found.add(run.stdout.decode().strip())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        "import dataclasses\n@dataclasses.dataclass(slots=True)\nclass S:\n    k: int\nK = S(READ)",
+        "class S:\n    def __init__(self, k): self.k = k\nclass C:\n    s = S(READ)\nK = C",
+        "import collections\nK = collections.deque([READ])",
+        "import numpy\nK = numpy.float32(READ)",
+        "K = complex(READ)",
+        "K = range(READ)",
+        "import numpy\nK = numpy.array([object, READ], object)",
+        "K = ((1, 2), (1, 2), (READ, 2))",
+    ],
+)
+def test_whatever_holds_a_value_shows_it(package, tmp_path: Path, constant: str) -> None:
+    """The same source, another value read when it is imported; the same value, the same key."""
+    text = constant.replace("READ", "int(open(__file__ + '.txt').read())")
+    found = []
+    for value in "112":
+        (tmp_path / "fpstage.py.txt").write_text(value)
+        found.append(package(f"{text}\ndef go(x): return K"))
+    assert found[0] == found[1] != found[2]
+
+
+def test_equal_constants_may_be_one_object_or_two(package) -> None:
+    """Python merges those of one piece of code, and those of another not."""
+    package("ONE = [1, 2]\nK = [ONE, ONE]\ndef go(x): return K")
+    module = sys.modules["fpstage"]
+    merged = fp.fingerprint(module.go, {"x": 1})
+    module.K[1] = [1, 2]
+    assert fp.fingerprint(module.go, {"x": 1}) == merged
+
+
+# Other people's packages
+
+
+def install(folder: Path, name: str, version: str = "1.0", **texts: str) -> Path:
+    """A distribution with one package of code that cannot be followed."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text("from .inner import *\n")
+    (folder / name / "inner.py").write_text("def work(x): return eval('x')\n")
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "RECORD").write_text(f"{name}/__init__.py,,\n{name}/inner.py,,\n")
+    for file, text in texts.items():
+        (info / file.replace("_json", ".json")).write_text(text)
+    return folder
+
+
+USES = "import fpvendor\ndef go(x): return fpvendor.work(x)"
+
+
+def zipped(folder: Path) -> Path:
+    shutil.make_archive(str(folder), "zip", folder)
+    return folder.with_suffix(".zip")
+
+
+def linked(folder: Path) -> Path:
+    """As `uv` does it, each file is a link; and the folder's own name is one."""
+    for file in (folder / "fpvendor").iterdir():
+        (folder.parent / "store").mkdir(exist_ok=True)
+        file.rename(folder.parent / "store" / file.name)
+        file.symlink_to(folder.parent / "store" / file.name)
+    (folder.parent / "alias").symlink_to(folder)
+    return folder.parent / "alias"
+
+
+def linked_whole(folder: Path) -> Path:
+    """The package alone, from a folder without distributions that comes first."""
+    (folder.parent / "first").mkdir()
+    (folder.parent / "first" / "fpvendor").symlink_to(folder / "fpvendor")
+    sys.path.insert(0, str(folder))
+    return folder.parent / "first"
+
+
+def bare(folder: Path) -> Path:
+    """As Linux distributions leave it: without a list of files."""
+    (folder / "fpvendor-1.0.dist-info" / "RECORD").unlink()
+    return folder
+
+
+def egg_info(folder: Path) -> Path:
+    """As `setup.py install` left it in the system's site folder."""
+    shutil.rmtree(folder / "fpvendor-1.0.dist-info")
+    info = folder / "fpvendor-1.0.egg-info"
+    info.mkdir()
+    (info / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: fpvendor\nVersion: 1.0\n")
+    (info / "top_level.txt").write_text("fpvendor\n")
+    return folder.rename(folder.parent / "dist-packages")
+
+
+def as_it_is(folder: Path) -> Path:
+    return folder
+
+
+@pytest.mark.parametrize("way", [as_it_is, zipped, linked, linked_whole, bare, egg_info])
+def test_what_is_installed_in_any_folder_counts_by_its_version(package, tmp_path, way) -> None:
+    """For the user, by the system, in a vendor's folder; and a project beside it is ours."""
+    folder = install(tmp_path / "vendor", "fpvendor")
+    sys.path.insert(0, str(way(folder)))
+    importlib.invalidate_caches()
+    assert package(USES).keys() == {"fpstage.go"}
+    found = fp.fingerprint(sys.modules["fpstage"].go, {"x": 1})
+    assert found.versions["fpvendor"] == "1.0"
+
+
+@pytest.mark.parametrize("nested", ["project/.venv/lib/site-packages", "."])
+def test_a_project_around_or_below_a_site_folder_is_still_ours(
+    package, tmp_path: Path, nested: str
+) -> None:
+    sys.path.insert(0, str(install((tmp_path / nested).resolve(), "fpvendor")))
+    (tmp_path / "project").mkdir(exist_ok=True)
+    (tmp_path / "project" / "fpown.py").write_text("def own(x): return x")
+    sys.path.insert(0, str(tmp_path / "project"))
+    importlib.invalidate_caches()
+    source = "import fpown, fpvendor\ndef go(x): return fpown.own(fpvendor.work(x))"
+    assert package(source).keys() == {"fpstage.go", "fpown.own"}
+
+
+def test_the_first_of_two_versions_counts(package, tmp_path: Path) -> None:
+    """As in an environment over the system's packages."""
+    for version in ("1.0", "2.0"):
+        sys.path.insert(0, str(install(tmp_path / version, "fpvendor", version)))
+    importlib.invalidate_caches()
+    package(USES)
+    found = fp.fingerprint(sys.modules["fpstage"].go, {"x": 1})
+    assert found.versions["fpvendor"] == "2.0"
+
+
+EDITABLE = '{"url": "file:///x", "dir_info": {"editable": true}}'
+LOCAL = '{"url": "file:///x", "dir_info": {}}'
+
+
+@pytest.mark.parametrize("info", ["dist-info", "egg-info"])
+def test_what_is_installed_to_be_edited_is_followed(package, tmp_path: Path, info: str) -> None:
+    """Its distribution may lie beside its sources, or among other people's."""
+    folder = install(tmp_path / "vendor", "fpvendor", direct_url_json=EDITABLE)
+    (folder / "fpvendor" / "__init__.py").write_text("from .inner import work\n")
+    (folder / "fpvendor" / "inner.py").write_text("def work(x): return x\n")
+    if info == "egg-info":
+        egg_info(folder).rename(folder)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    assert "fpvendor.inner.work" in package(USES)
+
+
+def test_what_is_installed_from_a_folder_again_has_another_version(package, tmp_path) -> None:
+    """Edited and installed anew, it is called 1.0 as before."""
+    folder = install(tmp_path / "vendor", "fpvendor", direct_url_json=LOCAL)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    package(USES)
+    versions = fp.fingerprint(sys.modules["fpstage"].go, {"x": 1}).versions
+    record = folder / "fpvendor-1.0.dist-info" / "RECORD"
+    record.write_text(record.read_text().replace("inner.py,", "inner.py,sha256=ab"))
+    package(USES)
+    again = fp.fingerprint(sys.modules["fpstage"].go, {"x": 1}).versions
+    assert versions["fpvendor"].startswith("1.0 (")
+    assert versions["fpvendor"] != again["fpvendor"]
+
+
+@pytest.mark.parametrize("use", ["fpshared.mine.f(fpshared.theirs.g(x))", "f(g(x))"])
+def test_a_namespace_may_be_ours_and_theirs(package, tmp_path: Path, use: str) -> None:
+    """Each module in it counts as what it is."""
+    theirs = install(tmp_path / "vendor", "fpshared")
+    (theirs / "fpshared" / "__init__.py").unlink()
+    (theirs / "fpshared" / "theirs.py").write_text("def g(x): return eval('x')\n")
+    mine = tmp_path / "mine" / "fpshared"
+    mine.mkdir(parents=True)
+    (mine / "mine.py").write_text("def f(x): return x\n")
+    sys.path[:0] = [str(theirs), str(tmp_path / "mine")]
+    importlib.invalidate_caches()
+    found = package(
+        "import fpshared.mine, fpshared.theirs\n"
+        "from fpshared.mine import f\nfrom fpshared.theirs import g\n"
+        f"def go(x): return {use}"
+    )
+    assert found.keys() == {"fpstage.go", "fpshared.mine.f"}
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="runs the Python below an environment")
+def test_the_stages_start_where_torch_lies_elsewhere(tmp_path: Path) -> None:
+    """Another Python, which finds all it needs through a .pth file."""
+    (tmp_path / "vendor.pth").write_text(str(Path(torch.__file__).parents[1]))
+    script = (
+        f"import site, sys\nsite.addsitedir({str(tmp_path)!r})\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "import tasks.baseline as b\nfrom tasks.caching.fingerprint import fingerprint\n"
+        "print(fingerprint(b.mean.fn, {'stack': 1}).versions['torch'])"
+    )
+    run = subprocess.run(
+        [sys._base_executable, "-c", script], capture_output=True, check=False, cwd=tmp_path
+    )
+    assert torch.__version__.startswith(run.stdout.decode().strip() or run.stderr.decode())
+
+
+def test_a_project_module_may_lie_in_an_archive(package, tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "fpown.py").write_text("def own(x): return x")
+    sys.path.insert(0, str(zipped(tmp_path / "lib")))
+    importlib.invalidate_caches()
+    assert "fpown.own" in package("from fpown import own\ndef go(x): return own(x)")
 
 
 # Golden keys

@@ -19,17 +19,18 @@ from __future__ import annotations
 
 import ast
 import builtins
+import collections
 import functools
 import hashlib
 import importlib
-import importlib.metadata
 import inspect
 import operator
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FunctionType, MethodType
+from importlib.metadata import Distribution
+from types import FunctionType, MemberDescriptorType, MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ from tasks.caching.plan import is_input
 
 ENGINE = "tasks.caching"
 _TURN = threading.RLock()  # Python 3.11 counts the depth of syntax trees across threads
-_DATA = bool | int | float | str | bytes | tuple | list | dict | set | frozenset | np.ndarray
+_ATOM = bool | int | float | complex | str | bytes | None
 
 
 class Unit(NamedTuple):
@@ -187,6 +188,9 @@ def _targets(
             here, rest = whole, list(chain)
             while rest and source.is_module(f"{here}.{rest[0]}"):
                 here = f"{here}.{rest.pop(0)}"
+            if not source.is_ours(here):  # the rest of a namespace
+                yield here.partition(".")[0]
+                continue
             if not rest:
                 raise LadderError(f"{path}: the module `{here}` is used as a value, which "
                                   "cannot be followed; name what it is used for")  # fmt: skip
@@ -331,34 +335,45 @@ class _Memory:
         self.units: set[Unit] = set()
         self.words: set[str] = set()
         self._unit = unit
-        self._seen: set[int] = set()
+        # Each object by its id, and kept: the id of one that is gone is given to another.
+        self._seen: dict[int, tuple[Any, Any]] = {}
         value = _in_memory(unit)
         match source.statements(*unit):
             case [ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() as node]:
                 _insist_on_definition(node, value, unit)
-        data = self._data(value)
+        data = self._plain(value)
         mere_code = data in (..., [str(unit)])
-        self.digest = (
-            "" if mere_code else "+" + hashlib.sha256(repr(data).encode()).hexdigest()[:16]
-        )
+        self.digest = "" if mere_code else f"+{_short(data)}"
 
-    def _data(self, value: Any) -> Any:  # noqa: PLR0911, PLR0912 - one return for each kind of value
+    def _data(self, value: Any) -> Any:
+        """A value as plain data, a digest of what lies in it, an Ellipsis for what is opaque.
+
+        Whether it was met before makes no difference: two equal lists may be one object or two.
+        """
+        if isinstance(value, _ATOM):
+            return self._plain(value)
+        known = self._seen.get(id(value))
+        if known is None:
+            self._seen[id(value)] = value, ...  # what leads back to itself
+            data = self._plain(value)
+            known = self._seen[id(value)] = value, data if data is ... else (_short(data),)
+        return known[1]
+
+    def _plain(self, value: Any) -> Any:  # noqa: PLR0911, PLR0912 - one return for each kind of value
         """A value as lists of plain data and names of code, an Ellipsis for what is opaque."""
         match value:
-            case None | bool() | int() | float() | bytes():
+            case None | bool() | int() | float() | complex() | bytes() | bytearray() | range():
                 return value
             case str():
                 self.words |= {*re.findall(r"\w+", value)}
                 return value
-            case np.ndarray() | Tensor():
+            case np.ndarray() if value.dtype.hasobject:
+                return self._data(value.tolist())
+            case np.ndarray() | np.generic() | Tensor():
                 return [str(value.dtype), value.tolist()]
             case re.Pattern():
                 return value.pattern
-        if id(value) in self._seen:
-            return ...
-        self._seen.add(id(value))
-        match value:
-            case list() | tuple():
+            case list() | tuple() | collections.deque():
                 return [self._data(item) for item in value]
             case set() | frozenset():
                 return sorted(repr(self._data(item)) for item in value)
@@ -373,7 +388,7 @@ class _Memory:
             case type() if _followed(value.__module__):
                 return self._class(value)
             case _ if _followed(type(value).__module__):
-                return [self._data(type(value)), self._data(getattr(value, "__dict__", None))]
+                return [self._data(type(value)), self._data(_state(value))]
             case FunctionType():  # a wrapper by others: what it holds is followed, its state not
                 self._data([cell.cell_contents for cell in value.__closure__ or ()])
         return ...
@@ -409,13 +424,24 @@ class _Memory:
             if isinstance(bare, FunctionType):
                 if bare.__code__.co_filename == module.path:  # not one that @dataclass wrote
                     found += self._parts(bare, module)
-            elif isinstance(member, _DATA) and not attribute.startswith("__"):
-                found += [attribute, self._data(member)]
+            elif not attribute.startswith("__") and (data := self._data(member)) is not ...:
+                found += [attribute, data]
         return found
 
     def _holds_line(self, number: int) -> bool:
         nodes = source.statements(*self._unit)
         return any(node.lineno <= number <= (node.end_lineno or number) for node in nodes)
+
+
+def _short(data: Any) -> str:
+    return hashlib.sha256(repr(data).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """The attributes of an object, those in slots too."""
+    members = [item for kind in type(value).__mro__ for item in vars(kind).items()]
+    slots = [name for name, each in members if isinstance(each, MemberDescriptorType)]
+    return {name: getattr(value, name, ...) for name in slots} | getattr(value, "__dict__", {})
 
 
 def _followed(module: str) -> bool:
@@ -441,10 +467,29 @@ def _insist_on_definition(node: ast.stmt, value: Any, unit: Unit) -> None:
 
 @functools.cache
 def _version(package: str) -> dict[str, str]:
-    names = sorted({each.name for each in source.distributions().get(package, [])})
-    # The local part (`+cpu`, `+cu126`) names a build of the same release: a shared store serves
-    # machines with and without a GPU.
-    return {name: importlib.metadata.version(name).partition("+")[0] for name in names}
+    """The versions of the distributions that bring the package which Python's search finds."""
+    found = source.installed(package)
+    here = {folder for home in source.homes(package) for folder in home} & found.keys()
+    # Of two with one name, the search finds the one in the folder that comes first.
+    each = [one for folder in found if folder in here or not here for one in found[folder]]
+    first = {one.name: one for one in reversed(each)}
+    return {name: _release(first[name]) for name in sorted(first)}
+
+
+def _release(distribution: Distribution) -> str:
+    """A distribution's version, and what its files are where a version does not say that.
+
+    The local part (`+cpu`, `+cu126`) names a build of the same release: a shared store serves
+    machines with and without a GPU.
+    """
+    version = str(distribution.version).partition("+")[0]
+    origin = distribution.read_text("direct_url.json") or ""
+    if not re.search(r'"(dir|vcs)_info"', origin):
+        return version
+    # Installed from somebody's folder, it may be edited and installed again as the same version.
+    lines = (distribution.read_text("RECORD") or "").splitlines()
+    files = "\n".join(sorted(line for line in lines if line.partition(",")[0].endswith(".py")))
+    return f"{version} ({hashlib.sha256(files.encode()).hexdigest()[:8]})"
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

@@ -7,14 +7,17 @@ comments, docstrings, annotations of functions and formatting.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import json
+import re
 import symtable
 import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import Distribution
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
@@ -53,7 +56,7 @@ def read(name: str) -> Module:
     path = str(loaded or (spec and spec.origin))
     if not path.endswith(".py"):
         raise LadderError(f"the source of {name} cannot be found, so its changes would be missed")
-    source = Path(path).read_bytes()
+    source = _bytes(name, path)
     tree = cleaned(ast.parse(source, path))
     imports = imports_among(_outside_functions(tree), name, path)
     bindings: dict[str, list[ast.stmt]] = {}
@@ -68,6 +71,15 @@ def read(name: str) -> Module:
     return Module(name, path, bindings, imports, codes)
 
 
+def _bytes(name: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except NotADirectoryError:  # it lies in a zip archive
+        loader: Any = importlib.util.find_spec(name).loader  # type: ignore[union-attr] # just found
+        data: bytes = loader.get_data(path)
+        return data
+
+
 def essence(code: CodeType) -> CodeType:
     """What a code object does, without where it stands."""
     constants = (essence(each) if isinstance(each, CodeType) else each for each in code.co_consts)
@@ -75,38 +87,91 @@ def essence(code: CodeType) -> CodeType:
 
 
 @functools.cache
-def distributions() -> Mapping[str, list[importlib.metadata.Distribution]]:
+def distributions() -> Mapping[str, list[Distribution]]:
     """The installed distributions that bring a top-level package: there may be several.
 
     As `importlib.metadata.packages_distributions` says it, without a Path for each of their files,
     and without the names of those that nobody asks for.
     """
-    found: dict[str, list[importlib.metadata.Distribution]] = {}
+    found: dict[str, list[Distribution]] = {}
     for each in importlib.metadata.distributions():
-        tops = (each.read_text("top_level.txt") or "").split()
-        if not tops:
-            lines = (each.read_text("RECORD") or "").splitlines()
-            paths = [line.rsplit(",", 2)[0].strip('"') for line in lines]
-            tops = [*{p.partition("/")[0].removesuffix(".py") for p in paths if p.endswith(".py")}]
-        for top in tops:
+        for top in _tops(each):
             found.setdefault(top, []).append(each)
     return found
+
+
+def _tops(each: Distribution) -> Iterable[str]:
+    if tops := (each.read_text("top_level.txt") or "").split():
+        return tops
+    lines = (each.read_text("RECORD") or "").splitlines()
+    if not lines:  # Linux distributions leave that list out
+        return [re.sub(r"[-.]+", "_", each.name or "")]
+    paths = [line.rsplit(",", 2)[0].strip('"') for line in lines]
+    return {p.partition("/")[0].partition(".")[0] for p in paths if p.endswith((".py", ".so"))}
+
+
+@functools.cache
+def installed(top: str) -> Mapping[Path, list[Distribution]]:
+    """Other people's distributions that bring a top-level package, by the folder they lie in.
+
+    What is installed as editable is not among them: its sources are somebody's to edit.
+    """
+    found: dict[Path, list[Distribution]] = {}
+    for each in distributions().get(top, []):
+        if not _is_editable(each):
+            found.setdefault(_folder(each), []).append(each)
+    return found
+
+
+def _folder(each: Distribution) -> Path:
+    return Path(str(each.locate_file(""))).resolve()
+
+
+def _is_editable(each: Distribution) -> bool:
+    with contextlib.suppress(ValueError, AttributeError):
+        if origin := json.loads(each.read_text("direct_url.json") or "{}"):
+            return bool(origin.get("dir_info", {}).get("editable"))
+    if each.read_text("METADATA") or each.read_text("installed-files.txt"):
+        return False
+    # An .egg-info stands in a site folder when installed, and beside the sources in development.
+    return not _folder(each).name.endswith(("-packages", ".egg"))
+
+
+def homes(name: str) -> list[set[Path]]:
+    """The folders in which Python's search finds a module: one, of a namespace several.
+
+    Each as it is written and with its links followed, which may be another.
+    """
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    paths = [Path(spec.origin)] if spec.origin and spec.has_location else []
+    inner = spec.submodule_search_locations
+    if inner is not None and not paths:
+        paths = [Path(each, "__init__.py") for each in inner]
+    upwards = name.count(".") + (inner is not None)
+    return [
+        {each.parents[upwards].resolve() for each in (path, path.resolve())
+         if len(each.parents) > upwards}
+        for path in paths
+    ]  # fmt: skip
 
 
 @functools.cache
 def is_ours(name: str) -> bool:
     """Whether a module is project code: not Python's, and of no installed distribution."""
-    top = name.partition(".")[0]
+    top, *inner = name.split(".")
     if top in OWN or top in sys.stdlib_module_names or top in sys.builtin_module_names:
         return top in OWN
-    try:
-        spec = importlib.util.find_spec(top)
-    except ValueError:
-        return False
-    places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
-    installed = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}
-    parents = {parent for place in places for parent in Path(place).resolve().parents}
-    return bool(places) and not (parents & installed and top in distributions())
+    whole, theirs = top, installed(top).keys()
+    while found := [bool(home & theirs) for home in homes(whole)]:
+        if len({*found}) == 1 or not inner:
+            return not all(found)
+        whole = f"{whole}.{inner.pop(0)}"  # a namespace of theirs and ours: the next name tells
+    return whole != top
 
 
 @functools.cache
