@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from py_compile import PycInvalidationMode
 from typing import Any
@@ -25,12 +26,112 @@ import numpy as np
 import pytest
 from climbing import FIGURES
 from PIL import Image
+from pydantic import BaseModel
+
+from tasks.caching.plan import Look, Pending, differences, inputs_of, plain
+from tasks.caching.store import digest_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"
 STEPS = 300 if FULL else 20
 RECIPE = '[[recipe]]\nmodel = "linear"\nloss = "{loss}"\nepochs = {epochs}\nlr = {lr}\n'
 CHAPTERS = ("decode", "baseline", "models", "losses", "train")
+
+# Reasons
+
+
+@dataclass(frozen=True)
+class Given:
+    """A reference, of a result or of what is still to come."""
+
+    label: str
+    digest: str = "12" * 32
+
+    def load(self, root: Path) -> None:
+        """Nothing."""
+
+
+class Settings(BaseModel):
+    """A parameter with fields."""
+
+    lr: Any = 1.0
+    names: Any = ()
+
+
+def reasons(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Why a stage with these arguments runs again, the code being the same."""
+
+    def look(arguments: dict[str, Any]) -> Look:
+        found = {name: list(inputs_of(item)) for name, item in arguments.items()}
+        ingredients = {
+            "format": 1,
+            "code": {"tasks.a": "1"},
+            "versions": {"torch": "2.13.0"},
+            "parameters": {name: plain(item) for name, item in arguments.items()},
+            "inputs": {name: [each.digest for each in items] for name, items in found.items()},
+        }
+        names = {name: [each.label for each in items] for name, items in found.items()}
+        return Look(key=digest_of(ingredients), ingredients=ingredients, names=names)
+
+    last = json.loads(look(before).model_dump_json())
+    return [*differences(look(now), last, now, Path())]
+
+
+CAT, DOG, FOX = (Given(f"decode[training/{name}]") for name in ("cat", "dog", "fox"))
+NEWS = Pending("decode[training/owl]")
+LONG = "x" * 200
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ([CAT, DOG], [CAT, DOG, FOX], ["decode[training/fox] new here"]),
+        ([CAT, DOG], [CAT, DOG, NEWS], ["decode[training/owl] new here"]),
+        ([CAT, DOG, FOX], [CAT, DOG], ["decode[training/fox] no longer used"]),
+        ([CAT, DOG], [CAT, FOX],
+         ["decode[training/fox] new here", "decode[training/dog] no longer used"]),
+        ([CAT, DOG], [DOG, CAT], ["value: in another order"]),
+        ({"a": CAT}, {"a": CAT, "b": DOG}, ["decode[training/dog] new here"]),
+        ({"a": CAT}, {"b": CAT}, ["value: b added, a removed"]),
+        (CAT, replace(CAT, digest="34" * 32), ["decode[training/cat] changed"]),
+        (CAT, [CAT, DOG], ["decode[training/dog] new here"]),
+        (1, 1.0, ["value 1 -> 1.0"]),
+        (1, True, ["value 1 -> True"]),
+        (0.0, -0.0, ["value 0.0 -> -0.0"]),
+        ("1", 1, ["value '1' -> 1"]),
+        (None, "none", ["value None -> 'none'"]),
+        (None, 0.1, ["value none -> 0.1"]),
+        ("", "x", ["value '' -> x"]),
+        (0.1, "testing", ["value 0.1 -> testing"]),
+        ([28, 28], [32, 32], ["value [28, 28] -> [32, 32]"]),
+        (["cat", "dog"], ["cat", "dog", "fox"], ["value: fox added"]),
+        (["cat", "dog"], ["cat"], ["value: dog removed"]),
+        (["cat", "dog"], ["cat", "fox"], ["value: fox added, dog removed"]),
+        (["cat", "dog"], ["dog", "cat"], ["value: in another order"]),
+        (["a"], ["a", "a"], ["value: a added"]),
+        (["a"], ["a", "b, c", "", LONG],
+         ["value: 'b, c', '', " + "x" * 40 + "..." + "x" * 10 + " added"]),
+        ([], list("abcdef"), ["value: a, b, c and 3 more added"]),
+        (LONG, LONG + "y", ["value changed"]),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, ["value: in another order"]),
+        ({"a": 1, "b": 2}, {"a": 1, "b": 2.0, "c": 3}, ["value: c added, b 2 -> 2.0"]),
+        (Settings(), Settings(lr=1), ["lr 1.0 -> 1"]),
+        (Settings(names=["a"]), Settings(names=["a", "b"]), ["names: b added"]),
+        ({"one": Settings()}, {"one": Settings(lr=2.0), "two": Settings()},
+         ["value: two added, one: lr 1.0 -> 2.0"]),
+    ],
+)  # fmt: skip
+def test_a_reason_says_in_words_what_is_new(before: Any, now: Any, expected: list[str]) -> None:
+    """A reference is told by its name, and what differs in a key is never told as nothing."""
+    assert reasons({"value": before}, {"value": now}) == expected
+    assert reasons({"value": now}, {"value": now}) == []
+
+
+def test_a_parameter_that_came_or_went_is_told() -> None:
+    """And one whose default is none, too."""
+    assert reasons({}, {"size": None}) == ["size new here"]
+    assert reasons({"size": None}, {}) == ["size no longer used"]
+
 
 # Below Prefect
 

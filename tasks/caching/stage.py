@@ -321,7 +321,9 @@ class Call:
             return record, ()
         if self.last is None:
             return None, (FIRST,)
-        return None, self._differences() or ("its record is missing",)
+        known = self.last["key"] == self.look.key
+        otherwise = "its record is missing" if known else "its key changed"
+        return None, self._differences() or (otherwise,)
 
     def _differences(self) -> tuple[str, ...]:
         return differences(self.look, self.last, self.arguments, self.store.root)
