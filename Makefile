@@ -8,8 +8,9 @@ run: .venv/ready
 	$(BIN)/stepladder run sample
 	$(BIN)/stepladder open sample
 
+# Two processes, each with the tests of a file at a time; tests/conftest.py says which stay together.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ import importlib.metadata
 import json as jsonlib
 import os
 import random
-import re
 import shlex
 import signal
 import sys
@@ -257,16 +256,8 @@ def _run(parameters: dict[str, Any], display: Any, audit: int, server: Any) -> P
     OBSERVER.set(tell)
     AUDIT.set(tuple(audited))
     PLANNED.set(planned)
-    try:
-        with server.use():
-            return Path(ladder(**parameters))
-    except RuntimeError as error:
-        if not re.search("reach API|Prefect API server", str(error)):
-            raise
-        raise LadderError(
-            f"Prefect's server cannot be used ({error}): start it, or `prefect config unset "
-            "PREFECT_API_URL` for a temporary one"
-        ) from error
+    with server.use():
+        return Path(ladder(**parameters))
 
 
 def _plan(parameters: dict[str, Any]) -> list[Any]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import http.client
+import ipaddress
 import os
 import re
 import signal
@@ -20,11 +22,15 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tasks.caching.basics import LadderError
 
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _PATIENCE = 180  # seconds; it is up in five, but not on a busy machine or with a new database
 
 
@@ -60,7 +66,8 @@ class TemporaryServer:
     def use(self) -> Iterator[None]:
         """Wait until it answers and point Prefect at it, unless Prefect knows a server.
 
-        Raises LadderError when it does not come up.
+        Raises LadderError when it does not come up, or when the server that Prefect knows cannot
+        be reached.
         """
         from prefect.context import refresh_global_settings_context
         from prefect.settings import (
@@ -69,13 +76,15 @@ class TemporaryServer:
             temporary_settings,
         )
 
-        if PREFECT_API_URL.value():
-            yield
+        if url := PREFECT_API_URL.value():
+            with _reach(url):
+                yield
             return
         self.begin()
         self._wait()
         # Past the flow's end too: what Prefect still holds, it sends when this process ends.
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{self._port}/api"
+        _leave_proxies()
         refresh_global_settings_context()
         # Nobody watches this server for signs of life, and to stop giving them takes a second.
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -102,8 +111,9 @@ class TemporaryServer:
             text = self._errors.read().decode(errors="replace")
             said = re.findall(r"^[\w.]*Error: .*", text, re.MULTILINE) or [str(self._failure)]
             raise LadderError(
-                f"Prefect's temporary server did not start ({said[-1]}): make PREFECT_HOME a "
-                "folder that can be written, or start a server and set PREFECT_API_URL"
+                f"Prefect's temporary server did not start ({said[-1]}): set PREFECT_HOME to a "
+                "folder that can be written and that no other program holds, or start a server "
+                "and set PREFECT_API_URL"
             ) from self._failure
 
     @staticmethod
@@ -113,6 +123,81 @@ class TemporaryServer:
         process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
+
+
+@contextlib.contextmanager
+def _reach(url: str) -> Iterator[None]:
+    """Let Prefect talk to a server that somebody else has started.
+
+    Raises LadderError when that cannot be reached, directly or through a proxy.
+    """
+    host = urlsplit(url).hostname or ""
+    proxies = " or ".join(name for name in os.environ if name.lower() in _PROXIES)
+    if proxies and (_is_here(host) or urllib.request.proxy_bypass(host)):
+        _leave_proxies()
+        proxies = ""
+    if proxies:
+        _check(proxies, host)
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("reach API|Prefect API server", str(error)):
+            raise
+        by_proxy = f"mend the proxy in {proxies}, or add {host} to no_proxy, or "
+        raise LadderError(
+            f"Prefect's server cannot be used ({error}): {by_proxy if proxies else ''}start it, "
+            "or `prefect config unset PREFECT_API_URL` for a temporary one"
+        ) from error
+
+
+def _is_here(host: str) -> bool:
+    """Whether a name is that of this machine's loopback, which no proxy can reach."""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified
+    return host == "localhost"
+
+
+def _leave_proxies() -> None:
+    """Let this process ask its server directly, whatever proxy the environment names.
+
+    To name the server alone is not enough: where httpx cannot use a proxy, it fails at once.
+    Stages' bodies keep the environment as it was.
+    """
+    os.environ.update(no_proxy="*", NO_PROXY="*")
+
+
+def _check(proxies: str, host: str) -> None:
+    """Raise LadderError for proxies that Prefect's client cannot use."""
+    import httpx
+
+    try:
+        httpx.Client().close()
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        said = str(error).partition(". ")[0].partition(" URL(")[0]  # no password
+        raise LadderError(
+            f"the proxy in {proxies} cannot be used ({said}): set one of http://, or add {host} "
+            "to no_proxy"
+        ) from error
+
+
+class _Lock:
+    """Held by one server at a time, while it makes or migrates the database in Prefect's home.
+
+    Two that do so at once get in each other's way, and one ends.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._handle = -1
+        with contextlib.suppress(OSError):  # where there are no locks, or no home to write to
+            home.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(home / "stepladder.lock", os.O_CREAT | os.O_RDWR, 0o666)
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+
+    def release(self) -> None:
+        """Let the next one."""
+        if self._handle >= 0:
+            os.close(self._handle)
 
 
 def _serve(listening: int) -> None:
@@ -128,7 +213,7 @@ def _serve(listening: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
     if PREFECT_API_URL.value():
         return  # a profile names a server
@@ -136,8 +221,14 @@ def _serve(listening: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            lock.release()
+
     gc.enable()
-    server = uvicorn.Server(uvicorn.Config(create_app, factory=True, log_level="error"))
+    lock = _Lock(PREFECT_HOME.value())
+    server = Server(uvicorn.Config(create_app, factory=True, log_level="error"))
     server.run([socket.socket(fileno=listening)])
     os._exit(0)  # all is written; taking the interpreter apart takes a second
 

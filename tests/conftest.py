@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prefect_server import PrefectServer
+from shell import Shell
 
 from tasks.fetch import fetch
 
 MNIST = Path(__file__).parents[2] / "shared" / "mnist_png.tgz"
 MNIST_SHA256 = "b9ddb3f9e8d8ec92b0771df035e9bb4bf7b447bff3b0a5bcb7d97d0256a6f599"
+
+SHARED = ("prefect_server", "mnist")  # fixtures of which one must do for the whole suite
+LONG = ("test_train", "test_faults", "test_plan", "test_server")  # files
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -33,6 +38,51 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     width = max(len(row[0]) for row in rows)
     for name, *cells in rows:
         terminalreporter.write_line("  ".join([name.ljust(width), *(f"{c:>10}" for c in cells)]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares a fixture that takes long; begin with the longest of them.
+
+    Elsewhere a file's tests stay together, which share smaller ones.
+    """
+    for item in items:
+        shared = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group((shared or [item.path.stem])[0]))
+    order = [*SHARED, *LONG]
+
+    def rank(item: pytest.Item) -> int:
+        group = item.get_closest_marker("xdist_group")
+        return order.index(group.args[0]) if group.args[0] in order else len(order)
+
+    items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """The one Prefect server of all tests that need one."""
+    server = PrefectServer(tmp_path_factory.mktemp("prefect"))
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.close()
+    assert server.new_errors() == []
+
+
+@pytest.fixture(autouse=True)
+def no_server_errors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test has passed whose Prefect server has logged an error meanwhile."""
+    yield
+    if "prefect_server" in request.fixturenames:
+        assert request.getfixturevalue("prefect_server").new_errors() == []
+
+
+@pytest.fixture(scope="session")
+def shell(prefect_server: PrefectServer) -> Iterator[Shell]:
+    """Where command lines start without importing torch and Prefect first."""
+    shell = Shell(prefect_server.environment)
+    yield shell
+    shell.close()
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from prefect_server import PrefectServer
 from shell import Shell
 from test_baseline import POST
-from test_ladder import Project, server, shell, write_digits  # noqa: F401 - two fixtures
+from test_ladder import Project, write_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -79,9 +80,9 @@ def test_the_baselines_figures_are_those_that_come_out() -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path, server: dict[str, str], shell: Shell) -> Project:  # noqa: F811
+def project(tmp_path: Path, prefect_server: PrefectServer, shell: Shell) -> Project:
     """A copy of the project with a dataset so small that a run is all about what runs."""
-    project = Project(tmp_path, server, shell)
+    project = Project(tmp_path, prefect_server.environment, shell)
     write_digits(project.data / "sample", classes=3, per_class=24)
     return project
 

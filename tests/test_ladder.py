@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_server import PrefectServer
 from shell import Shell
 from sklearn.datasets import load_digits
 
@@ -46,47 +45,6 @@ LINEAR = "train[linear, cross_entropy, seed 0]"
 SOFTMAX = "train[linear, softmax_mse, seed 0]"
 MLP = "train[mlp, cross_entropy, seed 0]"
 TRAININGS = {LINEAR, SOFTMAX, MLP}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real Prefect server on loopback; gives the environment that leads to it."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PYTHONPATH": "",
-    }
-    command = [sys.executable, "-m", "prefect", "server", "start"]
-    log = (home / "server.log").open("w")
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        env=environment, stdout=log, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}/api"
-    try:
-        _wait_until_healthy(f"{url}/health", process, home / "server.log")
-        yield {**environment, "PREFECT_API_URL": url}
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
-
-
-def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
-    pytest.fail(f"the Prefect server did not start:\n{log.read_text()}")
 
 
 class Project:
@@ -156,19 +114,11 @@ def write_digits(folder: Path, classes: int, per_class: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def shell(server: dict[str, str]) -> Iterator[Shell]:
-    """Where command lines start without importing torch and Prefect first."""
-    shell = Shell(server)
-    yield shell
-    shell.close()
-
-
-@pytest.fixture(scope="module")
 def project(
-    tmp_path_factory: pytest.TempPathFactory, server: dict[str, str], shell: Shell
+    tmp_path_factory: pytest.TempPathFactory, prefect_server: PrefectServer, shell: Shell
 ) -> Project:
     """A scratch project that has run once."""
-    project = Project(tmp_path_factory.mktemp("project"), server, shell)
+    project = Project(tmp_path_factory.mktemp("project"), prefect_server.environment, shell)
     write_digits(project.images, classes=3, per_class=40)
     first = project.ask("run")
     assert first["stages"] == {"ran": 15, "cached": 0}
@@ -399,8 +349,11 @@ def test_colour_images_with_word_classes_climb_too(project: Project) -> None:
     assert "<b>berries" not in Path(done["report"]).read_text()
 
 
-def test_a_deployment_runs_on_a_worker_and_is_cached_when_repeated(project: Project) -> None:
-    """`prefect deployment run ladder/sample` on a real server and a real process worker."""
+def test_a_deployment_runs_on_a_worker_and_its_schedule_fires(project: Project) -> None:
+    """`prefect deployment run ladder/sample`, then a schedule, on a real server and worker.
+
+    The scheduler makes the second run, which finds all cached.
+    """
 
     def prefect(*arguments: str) -> str:
         done = subprocess.run(
@@ -427,13 +380,13 @@ def test_a_deployment_runs_on_a_worker_and_is_cached_when_repeated(project: Proj
     try:
         request = ["-p", 'only="linear*"', "-p", "epochs=2", "--watch"]
         prefect("deployment", "run", "ladder/sample", *request)
-        prefect("deployment", "run", "ladder/sample", *request)
+        _let_a_schedule_fire(url, {"only": "linear*", "epochs": 2})
     finally:
         worker.terminate()
         worker.communicate(timeout=60)
 
-    flow_runs = _post(f"{url}/flow_runs/filter", {"sort": "START_TIME_ASC"})[-2:]
-    assert [run["state"]["type"] for run in flow_runs] == ["COMPLETED", "COMPLETED"]
+    flow_runs = _post(f"{url}/flow_runs/filter", {"sort": "START_TIME_ASC", **_COMPLETED})[-2:]
+    assert [run["auto_scheduled"] for run in flow_runs] == [False, True]
     tasks = [_post(f"{url}/task_runs/filter", _of_flow_run(run["id"])) for run in flow_runs]
     states = [[task["state"]["name"] for task in each] for each in tasks]
     assert len(states[0]) == len(states[1]) == 6 + 3 + 2 + 3 + 1
@@ -461,11 +414,37 @@ def test_a_deployment_runs_on_a_worker_and_is_cached_when_repeated(project: Proj
     assert command == "stepladder run sample --epochs 2 --only 'linear*'"
 
 
+_COMPLETED = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+
+
+def _let_a_schedule_fire(url: str, parameters: dict[str, Any]) -> None:
+    """Give ladder/sample a schedule, every 20 s from 2 s on, until one of its runs completes."""
+    [deployment] = _post(
+        f"{url}/deployments/filter", {"deployments": {"name": {"any_": ["sample"]}}}
+    )
+    start = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=2)
+    schedule = {
+        "schedule": {"interval": 20, "anchor_date": start.isoformat()},
+        "active": True,
+        "parameters": parameters,
+    }
+    schedules = f"{url}/deployments/{deployment['id']}/schedules"
+    [made] = _post(schedules, [schedule])
+    deadline = time.monotonic() + 180
+    while not [
+        run for run in _post(f"{url}/flow_runs/filter", _COMPLETED) if run["auto_scheduled"]
+    ]:
+        assert time.monotonic() < deadline, "no run of the schedule completes"
+        time.sleep(0.3)
+    request = urllib.request.Request(f"{schedules}/{made['id']}", method="DELETE")
+    urllib.request.urlopen(request, timeout=30).close()
+
+
 def _of_flow_run(identity: str) -> dict[str, Any]:
     return {"flow_runs": {"id": {"any_": [identity]}}}
 
 
-def _post(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+def _post(url: str, body: Any) -> list[dict[str, Any]]:
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"content-type": "application/json"}
     )

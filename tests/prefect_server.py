@@ -1,0 +1,82 @@
+"""A real Prefect server for tests, and what a server's log must be free of."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+# Prefect's own lines and uvicorn's, also in colour, and what both print below them.
+ERROR = re.compile(r"\b(ERROR|CRITICAL)\b|^Traceback|^[\w.]+(Error|Exception)\b")
+# What looks ahead, late and around every minute does so every second: a test waits for it.
+LOOPS = ("SCHEDULER_LOOP_SECONDS", "SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS")
+
+
+def errors_in(log: str) -> list[str]:
+    """The lines of a server's log that tell of a failure.
+
+    A scheduler that fails every minute shows nowhere else.
+    """
+    return [line for line in log.splitlines() if ERROR.search(line)]
+
+
+def errors_of(process: int) -> list[str]:
+    """Those of a server that runs, by what its standard error is."""
+    return errors_in(Path(f"/proc/{process}/fd/2").read_text())
+
+
+class PrefectServer:
+    """A server on loopback with a database of its own."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/api"
+        self._log = home / "server.log"
+        self._read = 0
+        environment = {
+            **os.environ,
+            "PREFECT_HOME": str(home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "PYTHONPATH": "",
+            **{f"PREFECT_SERVER_SERVICES_{name}": "1" for name in LOOPS},
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+        command = [sys.executable, "-m", "prefect", "server", "start"]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [*command, "--host", "127.0.0.1", "--port", str(port)],
+                env=environment, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self.environment = {**environment, "PREFECT_API_URL": self.url}
+
+    def wait(self) -> None:
+        """Until it answers."""
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.3)
+        pytest.fail(f"the Prefect server did not start:\n{self._log.read_text()}")
+
+    def new_errors(self) -> list[str]:
+        """What it has logged of failures since it was last asked."""
+        log = self._log.read_text()
+        before, self._read = self._read, len(log)
+        return errors_in(log[before:])
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait(30)
