@@ -239,4 +239,5 @@ if __name__ == "__main__":
     os.environ.update(
         PREFECT_UI_ENABLED="0", PREFECT__SERVER_EPHEMERAL="1", PREFECT__SERVER_FINAL="1"
     )
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     _serve(int(sys.argv[1]))

@@ -15,6 +15,7 @@ import pytest
 
 # Prefect's own lines and uvicorn's, also in colour, and what both print below them.
 ERROR = re.compile(r"\b(ERROR|CRITICAL)\b|^Traceback|^[\w.]+(Error|Exception)\b")
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # What looks ahead, late and around every minute does so every second: a test waits for it.
 LOOPS = ("SCHEDULER_LOOP_SECONDS", "SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS")
 
@@ -24,7 +25,7 @@ def errors_in(log: str) -> list[str]:
 
     A scheduler that fails every minute shows nowhere else.
     """
-    return [line for line in log.splitlines() if ERROR.search(line)]
+    return [line for line in COLOUR.sub("", log).splitlines() if ERROR.search(line)]
 
 
 def errors_of(process: int) -> list[str]:

@@ -7,17 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_server import PrefectServer, errors_in, errors_of
 
-from flows.server import TemporaryServer
+from flows.server import TemporaryServer, _is_here
 from tasks.caching.basics import LadderError
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = """
 import time
-from flows.server import TemporaryServer
+from flows.server import TemporaryServer, _is_here
 server = TemporaryServer()
 server.begin()
 with server.use():
@@ -27,6 +31,12 @@ with server.use():
         print(server._process.pid, client.server_type.name, flush=True)
     time.sleep(600)
 """
+NOWHERE = "127.0.0.1:9"
+PROXIES = [
+    {"http_proxy": f"http://{NOWHERE}", "https_proxy": f"http://{NOWHERE}"},
+    {"ALL_PROXY": f"socks5://{NOWHERE}", "NO_PROXY": "example.org"},
+    {"HTTP_PROXY": f"http://me:secret@{NOWHERE}", "all_proxy": f"socks://{NOWHERE}/"},
+]
 
 
 @pytest.fixture
@@ -40,15 +50,23 @@ def no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_serves_a_run_and_ends_with_it_though_it_is_killed(no_server: Path) -> None:
-    run = subprocess.Popen([sys.executable, "-c", RUN], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert run.stdout
-    process, kind = run.stdout.readline().split()
-    assert kind == "SERVER"  # and not one that Prefect has started for itself
+    """Three at once, whose home has no database yet, each beside a proxy that leads nowhere."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN], cwd=ROOT, env={**os.environ, **proxies},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for proxies in PROXIES
+    ]  # fmt: skip
+    said = [run.stdout.readline().split() for run in runs if run.stdout]
+    assert [kind for _, kind in said] == ["SERVER"] * 3  # and not one that Prefect starts itself
     assert (no_server / "prefect.db").is_file()
-    os.kill(run.pid, signal.SIGKILL)
-    run.communicate()
+    assert [errors_of(int(process)) for process, _ in said] == [[], [], []]
+    for run in runs:
+        os.kill(run.pid, signal.SIGKILL)
+        run.communicate()
     deadline = time.monotonic() + 20
-    while Path(f"/proc/{process}/cmdline").is_file():
+    while [process for process, _ in said if Path(f"/proc/{process}/cmdline").is_file()]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -56,7 +74,7 @@ def test_it_serves_a_run_and_ends_with_it_though_it_is_killed(no_server: Path) -
 def test_one_that_does_not_start_says_why(no_server: Path) -> None:
     no_server.touch()  # not a folder
     server = TemporaryServer()
-    said = r"unable to open database file\): make PREFECT_HOME a folder"
+    said = r"unable to open database file\): set PREFECT_HOME to a folder"
     with pytest.raises(LadderError, match=said), server.use():
         pass
 
@@ -75,3 +93,77 @@ def test_it_leaves_the_field_to_another(no_server: Path, monkeypatch: pytest.Mon
     server.begin()
     assert server._process
     assert server._process.wait(30) == 0
+
+
+@pytest.fixture
+def behind(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """A function that names proxies in the environment, until the test's end."""
+
+    def name(proxies: dict[str, str]) -> None:
+        for variable in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(variable, "")  # to be as they were
+            monkeypatch.delenv(variable)
+        for variable, proxy in proxies.items():
+            monkeypatch.setenv(variable, proxy)
+
+    return name
+
+
+@pytest.mark.parametrize("proxies", PROXIES, ids=["http", "socks5", "socks"])
+def test_ones_own_server_is_asked_past_a_proxy(
+    prefect_server: PrefectServer,
+    behind: Callable[[dict[str, str]], None],
+    proxies: dict[str, str],
+) -> None:
+    """A proxy could not reach this machine's loopback, whether no_proxy says so or not."""
+    behind(proxies)
+    with temporary_settings({PREFECT_API_URL: prefect_server.url}), TemporaryServer().use():
+        assert get_client(sync_client=True).api_healthcheck() is None
+
+
+def test_the_loopback_is_known_by_all_its_names() -> None:
+    here = ["localhost", "127.0.0.1", "127.9.9.9", "::1", "0.0.0.0"]
+    assert [name for name in [*here, "10.0.0.1", "local.example", ""] if _is_here(name)] == here
+
+
+@pytest.mark.parametrize(
+    ("url", "proxies", "words"),
+    [
+        (
+            "http://far.example/api", PROXIES[0],
+            "mend the proxy in http_proxy or https_proxy, or add far.example to no_proxy, or",
+        ),
+        (
+            "http://far.example/api", PROXIES[1],
+            "the proxy in ALL_PROXY cannot be used (Using SOCKS proxy, but the 'socksio' package "
+            "is not installed): set one of http://, or add far.example to no_proxy",
+        ),
+        ("http://far.example/api", PROXIES[2], "cannot be used (Unknown scheme for proxy URL)"),
+        ("http://a.example.org/api", PROXIES[1], "at http://a.example.org/api/): start it, or"),
+        ("http://far.example/api", {}, "at http://far.example/api/): start it, or"),
+    ],
+)  # fmt: skip
+def test_a_server_that_cannot_be_reached_is_one_line(
+    behind: Callable[[dict[str, str]], None], url: str, proxies: dict[str, str], words: str
+) -> None:
+    """It names the proxy where there is one between, without its password."""
+    behind(proxies)
+    settings = temporary_settings({PREFECT_API_URL: url})
+    with settings, pytest.raises(LadderError) as caught, TemporaryServer().use():
+        raise RuntimeError(f"Failed to reach API at {url}/")  # as Prefect's client does
+    said = str(caught.value)
+    assert words in said
+    assert "\n" not in said
+    assert "secret" not in said
+
+
+def test_a_servers_log_is_read_for_errors() -> None:
+    """Prefect's lines, uvicorn's, and what stands below them; not what merely says so."""
+    lines = [
+        "12:00:00.123 | INFO    | prefect.server - ERRORS are no problem",
+        "12:00:01.123 | ERROR   | prefect.server.services.scheduler - Unexpected error in: ...",
+        "Traceback (most recent call last):",
+        "sqlalchemy.exc.InvalidRequestError: Can't evaluate bulk DML statement",
+        "\x1b[31mERROR\x1b[0m:    Exception in ASGI application",
+    ]
+    assert errors_in("\n".join(lines)) == [*lines[1:4], "ERROR:    Exception in ASGI application"]
