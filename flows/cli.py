@@ -393,8 +393,12 @@ def fetch(
     from tasks.caching.stage import Run
     from tasks.fetch import fetch as bring
 
+    notes: list[str] = []
     with Display(quiet=quiet) as display:
-        folder = bring(name, data_root(), source, sha256, Run(progress=display.progress(name)))
+        run = Run(progress=display.progress(name))
+        folder = bring(name, data_root(), source, sha256, run, notes.append)
+    for note in notes:
+        print(printable(note), file=sys.stderr)
     print(folder)
 
 

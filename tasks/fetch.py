@@ -1,52 +1,47 @@
 """Fetch: dataset archives are downloaded, verified, then unpacked; the sample is made on the spot.
 
-An archive is hostile until proven otherwise: nothing is unpacked before its checksum is right, and
-then only regular files with plain names are written, into a folder that is put in place whole.
+Nothing is unpacked before its checksum is right, and then into a folder that is put in place whole.
+What a person made there is never replaced, and what a fetch made is never deleted.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import ctypes
 import fcntl
-import gzip
+import filecmp
 import hashlib
 import http.client
+import itertools
+import json
 import os
 import re
 import shutil
 import ssl
 import stat
-import struct
-import unicodedata
+import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, NamedTuple
-from urllib.parse import unquote, urlparse
+from typing import NamedTuple
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import numpy as np
 from PIL import Image
 
-from tasks.caching.basics import LadderError
+from tasks.archives import unpack, what_instead
+from tasks.caching.basics import LadderError, expand, redacted, write_atomic
+from tasks.caching.places import insist_on_name, shown
 from tasks.caching.stage import Run
-from tasks.scan import layout
 
 TIMEOUT = 30  # seconds without a byte
 RESERVED = ("cache", "models", "reports")  # the data root's other folders
-MAX_FILES, MAX_DEPTH = 2_000_000, 8
-MAX_FILE = 256_000_000  # bytes of one file
-MAX_RATIO = 200  # bytes unpacked for one packed: images hardly shrink, so beyond is a bomb
-MAX_NAME = 65_536  # bytes of a long name or an extended header
 BROKEN_LINE = (
     *(urllib.error.URLError, http.client.HTTPException, ssl.SSLError),
     *(TimeoutError, ConnectionError, ValueError),
-)
-BROKEN_ARCHIVE = (
-    *(gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error),
-    *(ValueError, EOFError, RuntimeError),
 )
 
 
@@ -58,30 +53,55 @@ class Archive(NamedTuple):
     md5: str
 
 
+class Wanted(NamedTuple):
+    """The archive that a fetch is to bring."""
+
+    place: str  # as it was given, but for what may be secret
+    url: str  # nothing for a file
+    path: Path  # of the file
+    algorithm: str
+    checksum: str
+    size: int | None  # bytes, where they are known beforehand
+
+
 def fetch(
-    name: str, root: Path, source: str | None = None, sha256: str | None = None, run: Run = Run()
+    name: str,
+    root: Path,
+    source: str | None = None,
+    sha256: str | None = None,
+    run: Run = Run(),
+    tell: Callable[[str], None] = lambda _text: None,
 ) -> Path:
     """The dataset's folder `root/name`, made unless it is there already.
 
-    `source` is the file or URL of another archive than the known one, `sha256` its checksum.
+    `source` is the file or URL of another archive than the known one, `sha256` its checksum.  Where
+    they are given and the folder is there, it must come from that very archive.  If it came from
+    another one, it makes way, and stays beside as `name.before-TIME`; if it did not come from an
+    archive, it is let alone.  `tell` is given what a person should know.
     Raises LadderError, leaving nothing behind, when it cannot be had or is not what it should be.
     """
-    if name in RESERVED or not re.fullmatch(r"\w[\w .+-]*", name):
-        raise LadderError(f"{name!r} cannot name a dataset; choose letters, digits, - and _")
+    insist_on_name(name, "the name")
+    if name in RESERVED:
+        raise LadderError(
+            f"'{name}' cannot name a dataset: the data root has a folder of that name"
+        )
     target = root / name
-    if target.is_dir():
+    if os.path.lexists(target) and not target.is_dir():
+        raise LadderError(f"{target} is there, and no folder; move it away first")
+    if target.is_dir() and source is None and sha256 is None:
         return target
-    if source is None and name not in DATASETS:
+    made_here = source is None and DATASETS.get(name) is None
+    if made_here and (sha256 or name not in DATASETS):
         known = " and ".join(DATASETS)
-        raise LadderError(f"{name} is none of {known}: add --from FILE_OR_URL --sha256 HEX")
-    archive = DATASETS.get(name)
+        say = f"{name} is none of {known}" if name not in DATASETS else "--sha256 is of an archive"
+        raise LadderError(f"{say}: add --from FILE_OR_URL --sha256 HEX")
+    wanted = None if made_here else _wanted(name, source, sha256)
     try:
         with _staging(target) as staging:
-            if source is None and archive is None:
-                made = _make_sample(staging / "sample")
+            if wanted is None:
+                _make_sample(staging / "sample").replace(target)
             else:
-                made = _take(name, archive, source, sha256, staging, run)
-            made.replace(target)
+                _bring(target, wanted, staging, run, tell)
     except OSError as error:
         raise LadderError(f"{target} cannot be made ({error.strerror or error})") from None
     return target
@@ -95,6 +115,8 @@ def _staging(target: Path) -> Iterator[Path]:
     lock = os.open(staging, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _parted(target).exists():  # killed in between
+            _parted(target).rename(_aside(target) if os.path.lexists(target) else target)
         for left_behind in staging.iterdir():  # by a fetch that was killed
             shutil.rmtree(left_behind) if left_behind.is_dir() else left_behind.unlink()
         try:
@@ -125,70 +147,116 @@ def _make_sample(folder: Path) -> Path:
     return folder
 
 
-def _take(
-    name: str,
-    archive: Archive | None,
-    source: str | None,
-    sha256: str | None,
-    staging: Path,
-    run: Run,
-) -> Path:
-    """The dataset folder out of an archive, unpacked within the staging folder."""
-    place = source or (archive.url if archive else "")
-    path = _local(place)
-    algorithm, checksum = _expected(place, path, archive, sha256)
-    if path is None:
-        path = staging / "archive"
-        _download(place, path, name, run)
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - closed just below
-    except OSError as error:
-        raise LadderError(f"{path} cannot be read ({error.strerror})") from None
-    with file:
-        size = os.fstat(file.fileno()).st_size
-        if algorithm == "md5" and archive and size != archive.size:
-            raise LadderError(f"{place} has {size} bytes, expected {archive.size}; nothing is kept")
-        found = hashlib.file_digest(file, algorithm).hexdigest()
-        if found != checksum:
-            raise LadderError(
-                f"{place}: its {algorithm} is {found}, expected {checksum}; nothing is kept"
-            )
-        file.seek(0)
-        try:
-            return _unpack(file, size, staging / "unpacked", f"unpacking {name}", run)
-        except BROKEN_ARCHIVE as error:
-            raise LadderError(f"{place} is refused: {error}") from None
-
-
-def _local(source: str) -> Path | None:
-    parsed = urlparse(source)
-    if parsed.scheme in ("http", "https"):
-        return None
-    return Path(unquote(parsed.path) if parsed.scheme == "file" else source).expanduser()
-
-
-def _expected(
-    place: str, path: Path | None, archive: Archive | None, sha256: str | None
-) -> tuple[str, str]:
-    """The algorithm and the checksum that the archive must have."""
+def _wanted(name: str, source: str | None, sha256: str | None) -> Wanted:
+    """What is to be fetched.  Raises LadderError for what cannot be meant."""
+    archive = DATASETS.get(name)
+    given = source if source is not None else archive.url if archive else ""
+    place = redacted(given)
+    path, url = _path_or_url(given)
     if sha256 is not None:
         if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-            raise LadderError(f"--sha256 {sha256}: a sha256 has 64 hexadecimal digits")
-        return "sha256", sha256.lower()
+            raise LadderError(f"--sha256 {shown(sha256)}: a sha256 has 64 hexadecimal digits")
+        return Wanted(place, url, path, "sha256", sha256.lower(), None)
     if archive:
-        return "md5", archive.md5
-    if path is None or not path.is_file():
+        return Wanted(place, url, path, "md5", archive.md5, archive.size)
+    if url:
         raise LadderError(f"{place}: add --sha256 HEX, the checksum that its maker gives")
-    with open(path, "rb") as file:
+    with _opened(path) as file:
+        _insist_on_archive(file, place)
         found = hashlib.file_digest(file, "sha256").hexdigest()
     raise LadderError(f"{place}: if you trust this file, add --sha256 {found}")
+
+
+def _path_or_url(source: str) -> tuple[Path, str]:
+    """The path of a file, or the URL, of what --from gives.  Raises LadderError."""
+    try:
+        parsed = urlsplit(source)
+        host = parsed.hostname
+    except ValueError as error:
+        raise LadderError(f"--from {shown(source)} is no URL ({error})") from None
+    if parsed.scheme in ("http", "https") and host:
+        return Path(), source
+    if parsed.scheme == "file" and host in (None, "", "localhost"):
+        return Path(unquote(parsed.path)), ""
+    if "://" in source:
+        raise LadderError(
+            f"--from {shown(source)} cannot be read; give a file's path, or a URL that begins with "
+            "http://, https:// or file:///"
+        )
+    return expand(source), ""
+
+
+def _opened(path: Path) -> BufferedReader:
+    """A regular file, open.  Raises LadderError for what is none or cannot be read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            what = "a folder: `stepladder run` takes it as it is" if path.is_dir() else "no file"
+            raise LadderError(f"{path} is {what}")
+        return open(path, "rb")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise LadderError(f"{shown(str(path))[1:-1]} cannot be read ({why})") from None
+
+
+def _insist_on_archive(file: BufferedReader, place: str) -> None:
+    start = file.read(512)
+    file.seek(0)
+    if words := what_instead(start):
+        raise LadderError(f"{place} is refused: it is {words}")
+
+
+def _bring(
+    target: Path, wanted: Wanted, staging: Path, run: Run, tell: Callable[[str], None]
+) -> None:
+    """Put an archive's dataset in its place.  Raises LadderError, and leaves what was there."""
+    path = wanted.path
+    if wanted.url:
+        path = staging / "archive"
+        _download(wanted.url, path, target.name, run)
+    with _opened(path) as file:
+        digest = _verified(file, wanted)
+        if digest == _origin(target):
+            tell(f"{target} is from this very archive already; nothing to do")
+            return
+        size = os.fstat(file.fileno()).st_size
+        try:
+            made, others = unpack(file, size, staging / "made", f"unpacking {target.name}", run)
+        except ValueError as error:
+            raise LadderError(f"{wanted.place} is refused: {error}") from None
+    if others:
+        more = f" and {len(others) - 1:,} more files" if len(others) > 1 else ""
+        tell(f"left out, as they are not in the dataset's folder: {others[0]}{more}")
+    _put(made, target, tell)
+    _remember(target, digest)
+
+
+def _verified(file: BufferedReader, wanted: Wanted) -> str:
+    """The sha256 of a file that is what was wanted.  Raises LadderError for any other."""
+    size = os.fstat(file.fileno()).st_size
+    if wanted.size is not None and size != wanted.size:
+        problem = f"{wanted.place} has {size} bytes, expected {wanted.size}"
+    else:
+        found = hashlib.file_digest(file, wanted.algorithm).hexdigest()
+        problem = f"{wanted.place}: its {wanted.algorithm} is {found}, expected {wanted.checksum}"
+        if found == wanted.checksum:
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            return digest
+    file.seek(0)
+    words = what_instead(file.read(512))
+    raise LadderError(f"{problem}; {f'it is {words}; ' if words else ''}nothing is kept")
 
 
 def _download(url: str, path: Path, name: str, run: Run) -> None:
     done = 0
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(path, "wb") as file:
-            total = int(response.headers.get("Content-Length") or 0)
+        with (
+            urllib.request.urlopen(_request(url), timeout=TIMEOUT) as response,
+            open(path, "wb") as file,
+        ):
+            length = response.headers.get("Content-Length") or ""
+            total = int(length) if length.isdecimal() else 0
             while block := response.read(1 << 18):
                 file.write(block)
                 done += len(block)
@@ -199,161 +267,120 @@ def _download(url: str, path: Path, name: str, run: Run) -> None:
     except BROKEN_LINE as error:
         problem = f"no network? {getattr(error, 'reason', error)}"
     if problem:
+        words = redacted(" ".join(problem.split()))[:300]
         raise LadderError(
-            f"{url} cannot be downloaded ({problem}); take it from elsewhere with "
+            f"{redacted(url)} cannot be downloaded ({words}); take it from elsewhere with "
             f"`stepladder fetch {name} --from FILE_OR_URL --sha256 HEX`"
         )
 
 
-def _unpack(file: IO[bytes], size: int, folder: Path, note: str, run: Run) -> Path:
-    """The dataset folder within an archive of `size` bytes; raises ValueError for a hostile one."""
-    kind = file.read(4)
-    file.seek(0)
-    if kind == b"PK\3\4":
-        members = _zip_members(file)
-    else:
-        members = _tar_members(gzip.GzipFile(fileobj=file) if kind[:2] == b"\x1f\x8b" else file)
-    folder.mkdir()
-    taken: dict[str, str] = {}
-    left = MAX_RATIO * size
-    for count, (name, data) in enumerate(members):
-        left -= len(data)
-        if count == MAX_FILES or left < 0:
-            raise ValueError("it unpacks to far more than it should")
-        parts = _plain_parts(name)
-        if parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts):
-            continue
-        for depth in range(1, len(parts)):
-            parent = "/".join(parts[:depth])
-            if taken.get(_folded(parent)) != f"{parent}/":
-                _claim(taken, parent, f"{parent}/")
-                (folder / parent).mkdir()
-        path = "/".join(parts)
-        _claim(taken, path, path)
-        with open(f"{folder}/{path}", "xb") as written:
-            written.write(data)
-        if count % 1000 == 0:
-            run.progress(file.tell(), size, note)
-    run.progress(size, size, note)
-
-    inside = list(folder.iterdir())
-    dataset = inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
-    try:
-        layout(dataset)
-    except LadderError as error:
-        raise ValueError(str(error).replace(str(dataset), "its content")) from None
-    return dataset
+def _request(url: str) -> urllib.request.Request:
+    """The request for a URL; user and password in it go to its own host alone, in a header."""
+    parsed = urlsplit(url)
+    user, at, host = parsed.netloc.rpartition("@")
+    path, query = (quote(part, safe="/%:=&?~+!$,;'@()*[]") for part in (parsed.path, parsed.query))
+    request = urllib.request.Request(urlunsplit((parsed.scheme, host, path, query, "")))
+    if at:
+        token = base64.b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
 
 
-def _claim(taken: dict[str, str], path: str, what: str) -> None:
-    """Take a path; ValueError where a file system that ignores case or accents would clash."""
-    if _folded(path) in taken:
-        raise ValueError(f"{path!r} is there twice, or differs in case or accents alone")
-    taken[_folded(path)] = what
+# What is there already
 
 
-def _folded(path: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+def _put(made: Path, target: Path, tell: Callable[[str], None]) -> None:
+    """Put a new dataset in its place, in one step; not in that of what a person made.
 
-
-def _plain_parts(name: str) -> list[str]:
-    """The parts of a relative path that stays where it is unpacked; ValueError for any other."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if (
-        name.startswith("/")
-        or re.match("[A-Za-z]:", name)
-        or ".." in parts
-        or not 0 < len(parts) <= MAX_DEPTH
-        or any(len(os.fsencode(part)) > 255 for part in parts)
-        or not all(c.isprintable() and c != "\\" for c in name)
-    ):
-        raise ValueError(f"{name[:200]!r} is no plain relative name")
-    return parts
-
-
-def _tar_members(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each regular file of a tar archive (POSIX.1-2001 ustar and pax, GNU names).
-
-    Folders are passed over; anything else, links and devices above all, raises ValueError.
+    Raises LadderError for that.
     """
-    extended: dict[str, str] = {}
-    for _ in range(3 * MAX_FILES):
-        header = _exactly(file, 512)
-        if header == bytes(512):
-            file.read(MAX_NAME)  # the padding; at the end gzip checks what it gave
-            return
-        if sum(header) - sum(header[148:156]) + 8 * ord(" ") != _number(header[148:156]):
-            raise ValueError("a header of the tar archive is damaged")
-        kind, size = header[156:157], _number(header[124:136])
-        if kind in (b"x", b"g", b"L") and size <= MAX_NAME:
-            body = _exactly(file, size + -size % 512)[:size]
-            more = {"path": _text(body)} if kind == b"L" else _pax(body)
-            if kind == b"g" and more.keys() & {"path", "size"}:
-                raise ValueError("its global header renames every file")
-            extended |= more if kind != b"g" else {}
-            continue
-        name = _text(header[:100])
-        if header[257:263] == b"ustar\0" and header[345]:
-            name = f"{_text(header[345:500])}/{name}"
-        name, size = extended.get("path", name), int(extended.get("size", size))
-        is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
-        is_sparse = any(key.startswith("GNU.sparse") for key in extended)
-        if not is_folder and (kind not in (b"0", b"\0") or is_sparse):
-            raise ValueError(f"{name!r} is neither a regular file nor a folder")
-        if not 0 <= size <= (0 if is_folder else MAX_FILE):
-            raise ValueError(f"{name!r} is too large")
-        extended = {}
-        if not is_folder:
-            yield name, _exactly(file, size + -size % 512)[:size]
-    raise ValueError("it has too many members")
+    if not os.path.lexists(target):
+        made.replace(target)
+    elif not _alike(made, target):
+        if _origin(target) is None:
+            raise LadderError(
+                f"{target} is there already, and its images are not known to be from an archive; "
+                f"choose another name, or move it away: mv {target} {target}.old"
+            )
+        kept = _aside(target)
+        made.rename(kept)
+        _swap(kept, target)
+        tell(f"{target} is new; what was there is in {kept}: remove it when you need it no more")
 
 
-def _exactly(file: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
-    data = file.read(size)
-    if len(data) < size:
-        raise ValueError("it ends too early")
-    return data
+def _swap(one: Path, other: Path) -> None:
+    """Let two folders change places: at once where the system can, so that none is ever missing."""
+    libc = ctypes.CDLL(None)
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2") and libc.renameat2(-100, names[0], -100, names[1], 2) == 0:
+        return  # Linux: both relative to the current folder, RENAME_EXCHANGE
+    if hasattr(libc, "renamex_np") and libc.renamex_np(*names, 2) == 0:
+        return  # macOS: RENAME_SWAP
+    other.rename(_parted(other))
+    one.rename(other)
+    _parted(other).rename(one)
 
 
-def _number(field: bytes) -> int:
-    """A number of a tar header: octal text, or big-endian with the first bit set."""
-    if field[0] & 0x80:
-        return int.from_bytes(field) - (0x80 << 8 * (len(field) - 1))
-    return int(field.strip(b" \0") or b"0", 8)
+def _aside(target: Path) -> Path:
+    """A free name for what makes way for a newer dataset."""
+    stem = f"{target.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (f"{stem}-{number}" if number else stem for number in itertools.count())
+    return next(path for path in map(target.with_name, names) if not os.path.lexists(path))
 
 
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode()
+def _parted(target: Path) -> Path:
+    """Where a dataset is while it changes places in more than one step."""
+    return target.with_name(f".{target.name}.swap")
 
 
-def _pax(body: bytes) -> dict[str, str]:
-    """The records of an extended header, each of them "LENGTH KEY=VALUE" and a line feed."""
-    records = {}
-    while body:
-        digits = body.partition(b" ")[0]
-        length = int(digits)
-        if not len(digits) < length <= len(body):
-            raise ValueError("an extended header is damaged")
-        key, _, value = body[len(digits) + 1 : length - 1].partition(b"=")
-        records[key.decode()] = value.decode(errors="replace")
-        body = body[length:]
-    return records
+def _alike(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files, but for hidden ones."""
+    files = [_files(each) for each in (one, other)]
+    return files[0] == files[1] and all(
+        filecmp.cmp(one / name, other / name, shallow=False) for name in files[0]
+    )
 
 
-def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each regular file of a zip archive; anything else raises ValueError."""
-    with zipfile.ZipFile(file) as archive:
-        for info in archive.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if info.is_dir():
-                continue
-            if kind not in (0, stat.S_IFREG) or info.orig_filename != info.filename:
-                raise ValueError(f"{info.filename!r} is neither a regular file nor a folder")
-            if info.file_size > MAX_FILE:
-                raise ValueError(f"{info.filename!r} is too large")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{info.filename!r} is packed in an unusual way")
-            yield info.filename, archive.read(info)
+def _files(folder: Path) -> dict[str, int]:
+    """Every file below a folder with its size, but hidden ones."""
+    found: dict[str, int] = {}
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(place).relative_to(folder)
+        found |= {
+            (inside / name).as_posix(): (Path(place) / name).lstat().st_size
+            for name in files
+            if not name.startswith(".")
+        }
+    return found
+
+
+def _origin(target: Path) -> str | None:
+    """The sha256 of the archive that a dataset's folder came from; None where that is not known.
+
+    The folder is known by its inode and when a name in it last changed: one that a person has put
+    in its place since is another.
+    """
+    try:
+        known = json.loads(_record(target).read_bytes())
+        return str(known["sha256"]) if known["folder"] == _sign(target) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _remember(target: Path, sha256: str) -> None:
+    text = json.dumps({"sha256": sha256, "folder": _sign(target)})
+    with contextlib.suppress(LadderError):  # it only saves unpacking the same once more
+        write_atomic(_record(target), text.encode())
+
+
+def _sign(target: Path) -> list[int]:
+    state = target.stat()
+    return [state.st_ino, state.st_mtime_ns]
+
+
+def _record(target: Path) -> Path:
+    return target.parent / "cache" / "fetched" / f"{target.name}.json"
 
 
 DATASETS: dict[str, Archive | None] = {

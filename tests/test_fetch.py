@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import bz2
+import contextlib
 import gzip
 import hashlib
 import http.server
 import io
+import lzma
 import os
 import tarfile
 import threading
@@ -14,12 +18,14 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tasks import archives
 from tasks import fetch as chapter
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
@@ -31,6 +37,9 @@ DATASET = {
     for label in ("cat", "dog")
     for number in range(2)
 }
+
+
+IN_FOLDERS = {f"a/b/c/{name}": data for name, data in DATASET.items()}
 
 
 @pytest.fixture
@@ -62,12 +71,19 @@ def zipped(files: dict[str | zipfile.ZipInfo, bytes]) -> bytes:
     return file.getvalue()
 
 
-def take(data: bytes, root: Path, run: Run | None = None) -> Path:
+def take(data: bytes, root: Path, run: Run | None = None, said: list[str] | None = None) -> Path:
     """Fetch from a local file that holds these bytes, with their right checksum."""
     root.mkdir(exist_ok=True)
     file = root.parent / "archive.bin"
     file.write_bytes(data)
-    return fetch("pets", root, str(file), hashlib.sha256(data).hexdigest(), run or Run())
+    sha256 = hashlib.sha256(data).hexdigest()
+    tell = [].append if said is None else said.append
+    return fetch("pets", root, str(file), sha256, run or Run(), tell)
+
+
+def left(root: Path) -> list[str]:
+    """What lies under the data root, but for the cache, sorted."""
+    return sorted({*os.listdir(root)} - {"cache"})
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -125,14 +141,22 @@ def test_what_is_there_is_returned_untouched(root: Path) -> None:
         tar(member("._training"), member("__MACOSX/training/._cat"), member("training/.DS_Store")),
         zipped(DATASET),
         zipped({f"pets/{name}": data for name, data in DATASET.items()} | {"pets/empty/": b""}),
+        tar(mode="w:bz2"),
+        tar(mode="w:xz"),
+        b"".join(bz2.compress(part) for part in (tar(mode="w")[:700], tar(mode="w")[700:])),
+        b"".join(lzma.compress(p) + bytes(8) for p in (tar(mode="w")[:700], tar(mode="w")[700:])),
+        tar(member("README.md"), member("LICENSE"), member(".DS_Store"), files=IN_FOLDERS),
+        zipped({**IN_FOLDERS, "a/README": b"", "a/b/docs/x.txt": b"", "__MACOSX/a/._b": b""}),
+        zipped({**IN_FOLDERS, "a/b/__MACOSX/training/cat/._0.png": b"", "a/old/train/x.png": b""}),
     ],
     ids=["tar.gz", "tar", "GNU", "ustar", "pax", "one folder", "./", "folders", "macOS", "zip",
-         "zip, one folder"],
+         "zip, one folder", "tar.bz2", "tar.xz", "two bz2 streams", "two xz streams", "README",
+         "zip, README inside", "zip, other folders"],
 )  # fmt: skip
 def test_an_archive_of_a_dataset_is_unpacked(data: bytes, root: Path) -> None:
     assert take(data, root) == root / "pets"
     assert content(root / "pets") == DATASET
-    assert os.listdir(root) == ["pets"]
+    assert left(root) == ["pets"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
@@ -165,7 +189,7 @@ def test_all_of_mnist_is_unpacked(mnist: Path) -> None:
     assert sorted(os.listdir(mnist / "training")) == [str(label) for label in range(10)]
     assert sum(len(files) for _, _, files in os.walk(mnist / "training")) == 60_000
     assert sum(len(files) for _, _, files in os.walk(mnist / "testing")) == 10_000
-    assert [path.name for path in mnist.parent.iterdir()] == ["mnist"]
+    assert left(mnist.parent) == ["mnist"]
 
 
 # Archives that are not
@@ -271,8 +295,200 @@ def test_a_hostile_archive_leaves_nothing_behind(name: str, root: Path, tmp_path
     assert os.listdir(root) == []
 
 
+XZ, BZ2 = tar(mode="w:xz"), tar(mode="w:bz2")
+INSTEAD = {
+    "it is empty": b"",
+    "it is an HTML page, perhaps of a login or an error": b"\xef\xbb\xbf\n <!DOCTYPE html><html>",
+    "it is XML or HTML text, perhaps of an error": b"<?xml version='1.0'?><Error>AccessDenied",
+    "it is JSON text, perhaps of an error": b'{"message": "Not Found"}',
+    "it is plain text": "Größe, 猫".encode() * 99,
+    "it is a single PNG image": b"\x89PNG\r\n\x1a\n" + bytes(99),
+    "it is a single JPEG image": b"\xff\xd8\xff\xe0" + bytes(99),
+    "it is a Git LFS pointer, not the file itself": b"version https://git-lfs.github.com/spec/v1\n",
+    "it is packed with Zstandard; wanted is a dataset as .zip": b"\x28\xb5\x2f\xfd" + bytes(99),
+    "it is a 7z archive": b"7z\xbc\xaf\x27\x1c" + bytes(99),
+    "it is a RAR archive": b"Rar!\x1a\x07\x00" + bytes(99),
+    "it is a Parquet file": b"PAR1" + bytes(99),
+    "it is a NumPy array": b"\x93NUMPY\x01" + bytes(99),
+    "it is an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(99),
+    "it is an idx file": b"\0\0\x08\x03" + bytes(999),
+    "it is of an unknown kind": bytes(range(128, 256)) * 9,
+    "with gzip is an idx file": gzip.compress(b"\0\0\x08\x03" + bytes(999)),
+    "with gzip is packed with gzip": gzip.compress(tar()),
+    "with bzip2 is plain text": bz2.compress(b"hello " * 200),
+    "with xz is empty": lzma.compress(b""),
+    "it holds no files": tar(files={}),
+    "it holds no files; wanted is": zipped({}),
+    "it ends too early: cut off": gzip.compress(tar(mode="w"))[:-20],
+    "it ends too early": XZ[:-200],
+    "it ends too early: cut": BZ2[:-50],
+    "it is damaged, or was cut off": zipped(DATASET)[:-30],
+    r"it is damaged \(Corrupt": XZ[:90] + b"\xff\xff\xff\xff" + XZ[94:],
+    r"it is damaged \(Invalid data": BZ2[:60] + b"\xff\xff\xff\xff" + BZ2[64:],
+    r"it is damaged \(Input format": XZ + b"rest",
+    "'training/cat/0.png' is locked with a password": zipped(DATASET)[:-1000] + zipped(
+        DATASET).replace(b"PK\1\2\x14\x03\x14\0\0\0", b"PK\1\2\x14\x03\x14\0\1\0")[-1000:],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("says", INSTEAD)
+def test_what_is_no_archive_is_said_to_be_what_it_is(says: str, root: Path) -> None:
+    """In one line, with what is wanted; and nothing stays."""
+    with pytest.raises(LadderError, match=says) as caught:
+        take(INSTEAD[says], root)
+    assert str(caught.value).startswith(f"{root.parent / 'archive.bin'} is refused: ")
+    assert "\n" not in str(caught.value)
+    assert os.listdir(root) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["img/a.png", "img/b.png", "labels.csv"],
+         "its content has no folder training.*as training/CLASS/.*found: img/, labels.csv"),
+        (["x/y/cat/0.png", "x/y/dog/0.png"], "found: cat/, dog/"),
+        (["x/train/cat/0.png", "x/README"], "testing.*found: README, train/"),
+        (["w/training/cat/0.png", "w/testing/emu/0.png", "w/testing/cat/0.png", "z/a"],
+         "training lacks the class emu.*found: testing/, training/"),
+        ([f"{i}.png" for i in range(9)], r"found: 0.png, 1.png, 2.png, 3.png, 4.png and 4 more"),
+        ([f"{s}/{name}" for s in ("new", "old") for name in DATASET],
+         r"it holds 2 datasets \(new, old\); pack one"),
+        (["x_train.npy", "x_test.npy"], "found: x_test.npy, x_train.npy"),
+    ],
+)  # fmt: skip
+def test_an_archive_laid_out_otherwise_says_what_was_found(
+    names: list[str], says: str, root: Path
+) -> None:
+    """Beside what is wanted, in one line that names no folder of ours."""
+    with pytest.raises(LadderError, match=says) as caught:
+        take(zipped(dict.fromkeys(names, b"x")), root)
+    assert "\n" not in str(caught.value)
+    assert ".part" not in str(caught.value)
+    assert os.listdir(root) == []
+
+
+def test_what_lies_beside_the_dataset_is_told(root: Path) -> None:
+    said: list[str] = []
+    take(zipped({"README": b"", "docs/a.txt": b"", **IN_FOLDERS}), root, said=said)
+    assert said == ["left out, as they are not in the dataset's folder: README and 1 more files"]
+
+
+def test_xz_cannot_take_all_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header may ask for a dictionary of 4 GiB."""
+    monkeypatch.setattr(archives, "MAX_MEMORY", 1 << 20)
+    with pytest.raises(LadderError, match="unpacking it takes over 1 MiB of memory"):
+        take(XZ, root)
+    assert os.listdir(root) == []
+
+
+# A dataset of that name is there already
+
+OTHER = tar(files={name: data + b" new" for name, data in DATASET.items()})
+
+
+def test_the_same_archive_again_changes_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even what a person has added since; it is not unpacked again, nor is that silent."""
+    said: list[str] = []
+    data = tar()
+    take(data, root)
+    (root / "pets/training/cat/mine.png").write_bytes(b"mine")
+    monkeypatch.setattr(chapter, "unpack", None)
+    take(data, root, said=said)
+    assert content(root / "pets") == {**DATASET, "training/cat/mine.png": b"mine"}
+    assert said == [f"{root / 'pets'} is from this very archive already; nothing to do"]
+
+
+def test_another_archive_takes_its_place_and_nothing_is_lost(root: Path) -> None:
+    """What was there stays beside it, with all that a person changed in it; that is said."""
+    said: list[str] = []
+    take(tar(), root)
+    (root / "pets/training/cat/mine.png").write_bytes(b"mine")
+    take(OTHER, root, said=said)
+    assert content(root / "pets") == {name: data + b" new" for name, data in DATASET.items()}
+    before, now = sorted(left(root), reverse=True)
+    assert (now, before[:12]) == ("pets", "pets.before-")
+    assert content(root / before) == {**DATASET, "training/cat/mine.png": b"mine"}
+    assert said == [
+        f"{root / 'pets'} is new; what was there is in {root / before}: remove it when you need it "
+        "no more"
+    ]
+    take(OTHER, root, said=said)
+    assert "nothing to do" in said[-1]
+
+
+def test_a_folder_made_by_hand_is_let_alone(root: Path) -> None:
+    """Also where one from an archive was before; unless it holds just what the archive does."""
+    for path, data in DATASET.items():
+        (root / "pets" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "pets" / path).write_bytes(data)
+    take(tar(), root)  # the same images: from now on it counts as fetched
+    (root / "pets").rename(root / "gone")
+    (root / "pets/training").mkdir(parents=True)
+    (root / "pets/training/mine.png").write_bytes(b"mine")
+    for data in (tar(), OTHER):
+        with pytest.raises(LadderError, match=r"is there already.*another name.*mv .*/pets "):
+            take(data, root)
+        assert content(root / "pets") == {"training/mine.png": b"mine"}
+        assert left(root) == ["gone", "pets"]
+    (root / "cats").write_text("a file")
+    with pytest.raises(LadderError, match="cats is there, and no folder"):
+        fetch("cats", root)
+
+
+@pytest.mark.parametrize("data", [OTHER, b"<html>", tar(member("../evil"))])
+def test_a_refused_archive_leaves_what_is_there(data: bytes, root: Path, tmp_path: Path) -> None:
+    """The checksum is looked at first; then the content; only then anything changes."""
+    take(tar(), root)
+    (tmp_path / "x.tgz").write_bytes(data)
+    sha256 = hashlib.sha256(b"x" if data is OTHER else data).hexdigest()
+    with pytest.raises(LadderError, match=r"expected|refused"):
+        fetch("pets", root, str(tmp_path / "x.tgz"), sha256)
+    assert content(root / "pets") == DATASET
+    assert left(root) == ["pets"]
+
+
+class Libc:
+    """A system that cannot exchange two names at once."""
+
+    def __init__(self, _name: None) -> None:
+        pass
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_fetch_that_is_killed_leaves_the_old_or_the_new(
+    root: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """At whichever step of the change; also where names cannot change places at once."""
+    take(tar(), root)
+    if step > 1:
+        monkeypatch.setattr(chapter.ctypes, "CDLL", Libc)
+    renamed = Path.rename
+    left_over = [step]
+
+    def rename(path: Path, target: Path) -> Path:
+        if left_over[0] == 0:
+            raise KeyboardInterrupt
+        left_over[0] -= 1
+        return renamed(path, target)
+
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(Path, "rename", rename)
+        take(OTHER, root)
+    new = {name: data + b" new" for name, data in DATASET.items()}
+    if (root / "pets").exists():
+        assert content(root / "pets") in (DATASET, new)
+    with contextlib.suppress(LadderError):
+        take(OTHER, root)  # mends it, whatever the step
+    folders = [content(root / name) for name in left(root)]
+    assert content(root / "pets") in (DATASET, new)
+    assert DATASET in folders
+    assert not [name for name in left(root) if name.startswith(".")]
+
+
 def test_too_many_files_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chapter, "MAX_FILES", 7)
+    monkeypatch.setattr(archives, "MAX_FILES", 7)
     with pytest.raises(LadderError, match="far more than it should"):
         take(tar(), root)
     folders = [member(f"d{i}", b"", tarfile.DIRTYPE) for i in range(30)]
@@ -307,13 +523,13 @@ def test_a_sample_that_fails_leaves_nothing_behind(
 
 
 def test_what_a_killed_fetch_left_is_swept_away(root: Path) -> None:
-    left = root / ".pets.part" / "unpacked"
-    left.mkdir(parents=True)
-    (left / "half.png").touch()
+    half = root / ".pets.part" / "made"
+    half.mkdir(parents=True)
+    (half / "half.png").touch()
     (root / ".pets.part" / "archive").touch()
     take(tar(), root)
     assert content(root / "pets") == DATASET
-    assert os.listdir(root) == ["pets"]
+    assert left(root) == ["pets"]
 
 
 def test_a_second_fetch_of_the_same_waits_for_nobody(root: Path) -> None:
@@ -337,17 +553,37 @@ def test_a_second_fetch_of_the_same_waits_for_nobody(root: Path) -> None:
         ("cache", "x", "0" * 64, "cannot name a dataset"),
         ("", "x", "0" * 64, "cannot name a dataset"),
         ("pets", "gone.tgz", "0" * 64, "gone.tgz cannot be read"),
-        ("pets", "gone.tgz", None, "gone.tgz: add --sha256 HEX"),
+        ("pets", "gone.tgz", None, "gone.tgz cannot be read"),
         ("pets", "https://example.invalid/x.tgz", None, "x.tgz: add --sha256 HEX"),
-        ("pets", "gone.tgz", "abc", "--sha256 abc: a sha256 has 64"),
-        ("mnist", "/dev/null", None, "has 0 bytes, expected 15683414"),
+        ("pets", "gone.tgz", "abc", "--sha256 'abc': a sha256 has 64"),
+        (
+            "mnist",
+            __file__,
+            None,
+            r"has \d+ bytes, expected 15683414; it is plain text; nothing is",
+        ),
+        ("mnist", "/dev/null", None, "/dev/null is no file"),
+        ("pets", "/dev/zero", "0" * 64, "/dev/zero is no file"),
+        ("pets", "/tmp", "0" * 64, "is a folder: `stepladder run` takes it as it is"),
+        ("pets", "a\0b", "0" * 64, "cannot be read"),
+        ("pets", "~nobody-of-this-name/x", "0" * 64, "cannot be read"),
+        ("pets", "x" * 5000, "0" * 64, r"cannot be read \(File name too long\)"),
+        ("pets", "x.tgz", "é" * 5000, "64 hexadecimal digits"),
+        ("a" * 300, "x.tgz", "0" * 64, "cannot name a dataset"),
+        ("sample", None, "0" * 64, "--sha256 is of an archive: add --from"),
+        ("pets", "ftp://me:secret@host/x", "0" * 64, "--from 'ftp://host/x' cannot be read; give"),
+        ("pets", "file://host/x?secret", "0" * 64, "cannot be read; give a file's path"),
+        ("pets", "https://me:secret@/x", "0" * 64, "cannot be read; give a file's path"),
+        ("pets", "http://[me:secret@::1/x", "0" * 64, "is no URL"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(
     root: Path, name: str, source: str | None, sha256: str | None, says: str
 ) -> None:
-    with pytest.raises(LadderError, match=says):
+    with pytest.raises(LadderError, match=says) as caught:
         fetch(name, root, source, sha256)
+    assert "secret" not in str(caught.value)
+    assert len(str(caught.value)) < 300
     assert not root.exists() or os.listdir(root) == []
 
 
@@ -356,16 +592,20 @@ def test_a_local_file_without_checksum_is_told_its_own(root: Path, tmp_path: Pat
     found = hashlib.sha256((tmp_path / "x.tgz").read_bytes()).hexdigest()
     with pytest.raises(LadderError, match=f"x.tgz: if you trust this file, add --sha256 {found}"):
         fetch("pets", root, str(tmp_path / "x.tgz"))
-    assert os.listdir(root) == []
+    assert not root.exists()
+    (tmp_path / "x.tgz").write_bytes(b"PAR1" + bytes(99))
+    with pytest.raises(LadderError, match=r"x\.tgz is refused: it is a Parquet file"):
+        fetch("pets", root, str(tmp_path / "x.tgz"))
 
 
 def test_a_wrong_checksum_is_said_before_anything_is_unpacked(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chapter, "_unpack", None)
-    (tmp_path / "x.tgz").write_bytes(b"something else")
-    found = hashlib.sha256(b"something else").hexdigest()
-    with pytest.raises(LadderError, match=f"its sha256 is {found}, expected {'0' * 64}"):
+    monkeypatch.setattr(chapter, "unpack", None)
+    (tmp_path / "x.tgz").write_bytes(b"\n<!DOCTYPE html><title>Please log in")
+    found = hashlib.sha256((tmp_path / "x.tgz").read_bytes()).hexdigest()
+    says = f"its sha256 is {found}, expected {'0' * 64}; it is an HTML page, perhaps of a login"
+    with pytest.raises(LadderError, match=says):
         fetch("pets", root, str(tmp_path / "x.tgz"), "0" * 64)
     assert (tmp_path / "x.tgz").exists()
     assert os.listdir(root) == []
@@ -378,11 +618,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Serves one archive at /good, and less than it promises at /short."""
 
     data = tar()
+    seen: ClassVar[list[tuple[str, str | None]]] = []  # path and authorization of each request
 
     def do_GET(self) -> None:
         """Answer."""
+        self.seen.append((self.path, self.headers["Authorization"]))
+        if self.path.startswith("/moved"):
+            self.send_response(302)
+            self.send_header("Location", self.path.partition("to=")[2])
+            self.end_headers()
+            return
         if self.path not in ("/good", "/short"):
-            self.send_error(404)
+            self.send_error(404, "at http://me:secret@host/?secret")
             return
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.data)))
@@ -412,21 +659,52 @@ def test_a_download_is_verified_unpacked_and_reported_in_bytes(server: str, root
     size = len(Handler.data)
     assert (size, size, "downloading pets") in calls
     assert calls[-1] == (size, size, "unpacking pets")
-    assert os.listdir(root) == ["pets"]
+    assert left(root) == ["pets"]
 
 
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("/gone", "the server says 404 Not Found"),
+        ("/gone", r"/gone cannot be downloaded \(the server says 404 at http://host/\?\.\.\.\)"),
+        (
+            "/gone?token=secret#secret",
+            r"/gone\?\.\.\. cannot be downloaded \(the server says 404 at",
+        ),
+        ("/good?token=secret", "the server says 404"),
+        ("/moved?secret&to=/gone?secret", "the server says 404"),
+        (
+            "/moved?secret&to=file:///secret",
+            "the server says 302 Found - Redirection to url 'file:",
+        ),
+        ("/moved?secret&to=http://me:secret@[::1/x", "no network|the server says"),
+        ("/moved?to=/moved?to=/moved?to=/moved?to=", "infinite loop"),
         ("/short", r"it broke off after 100 of \d+ bytes"),
         ("/good", "its sha256 is [0-9a-f]{64}, expected 0{64}; nothing is kept"),
     ],
 )
 def test_a_failed_download_leaves_nothing(server: str, root: Path, path: str, says: str) -> None:
-    with pytest.raises(LadderError, match=says):
-        fetch("pets", root, f"{server}{path}", "0" * 64)
+    url = server.replace("http://", "http://me:secret@")
+    with pytest.raises(LadderError, match=says) as caught:
+        fetch("pets", root, f"{url}{path}", "0" * 64)
+    assert "secret" not in str(caught.value).replace("file:///secret", "")
+    assert "\n" not in str(caught.value)
     assert os.listdir(root) == []
+
+
+def test_user_and_password_in_a_url_go_to_its_host_alone(server: str, root: Path) -> None:
+    """They are neither sent on where that host points elsewhere, nor told or kept anywhere."""
+    calls: list[tuple[int, int, str]] = []
+    said: list[str] = []
+    Handler.seen.clear()
+    url = server.replace("http://", "http://m%65:se:cr%40t@")
+    sha256 = hashlib.sha256(Handler.data).hexdigest()
+    run = Run(progress=lambda *call: calls.append(call))
+    fetch("pets", root, f"{url}/moved?to={server}/good", sha256, run, said.append)
+    header = f"Basic {base64.b64encode(b'me:se:cr@t').decode()}"
+    assert Handler.seen == [(f"/moved?to={server}/good", header), ("/good", None)]
+    kept = [path.read_bytes() for path in (root / "cache").rglob("*") if path.is_file()]
+    assert b"cr" not in b"".join(kept)
+    assert "cr" not in str([*calls, *said]).replace("archive", "")
 
 
 @pytest.mark.parametrize(
@@ -440,8 +718,8 @@ def test_a_failed_download_leaves_nothing(server: str, root: Path, path: str, sa
 def test_without_network_one_line_says_so_and_names_from(
     root: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    def offline(url: str, timeout: float) -> None:
-        assert url == "https://s3.amazonaws.com/fast-ai-imageclas/mnist_png.tgz"
+    def offline(request: urllib.request.Request, timeout: float) -> None:
+        assert request.full_url == "https://s3.amazonaws.com/fast-ai-imageclas/mnist_png.tgz"
         assert timeout > 0
         raise error
 

@@ -24,6 +24,7 @@ CHAPTERS = [
     "pictures",
     "report",
     "publish",
+    "archives",
     "fetch",
 ]
 ENGINE = [

@@ -1,0 +1,423 @@
+"""Archives: the files of a tar or zip archive, and what else one may be given instead.
+
+An archive is hostile until proven otherwise: only regular files with plain names are written, and
+neither disk nor memory takes more than what the archive's own size allows.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import lzma
+import os
+import re
+import stat
+import struct
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from tasks.caching.basics import LadderError, printable
+from tasks.caching.stage import Run
+from tasks.scan import TESTING, TRAINING, layout
+
+MAX_FILES, MAX_DEPTH = 2_000_000, 8
+MAX_FILE = 256_000_000  # bytes of one file
+MAX_RATIO = 200  # bytes unpacked for one packed: images hardly shrink, so beyond is a bomb
+MAX_NAME = 65_536  # bytes of a long name or an extended header
+MAX_MEMORY = 256 << 20  # bytes that unpacking xz may take; its strongest usual setting takes 65 MiB
+BROKEN = (
+    *(gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(ValueError, EOFError, RuntimeError),
+)
+WANTED = "wanted is a dataset as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz"
+# How files begin that people give instead of an archive.
+SIGNS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself (`git lfs pull` gets it)"),
+    (b"\x28\xb5\x2f\xfd", "packed with Zstandard"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\x1f\x8b", "packed with gzip"),
+    (b"BZh", "packed with bzip2"),
+    (b"\xfd7zXZ", "packed with xz"),
+    (b"\x1f\x9d", "packed with compress"),
+    (b"\x04\x22\x4d\x18", "packed with LZ4"),
+    (b"LZIP", "packed with lzip"),
+    (b"PK", "a zip archive, or a part of one"),
+    (b"\x89PNG", "a single PNG image"),
+    (b"\xff\xd8\xff", "a single JPEG image"),
+    (b"GIF8", "a single GIF image"),
+    (b"RIFF", "a single WebP image or a film"),
+    (b"PAR1", "a Parquet file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x80\x02", "a Python pickle"),
+    (b"\x80\x03", "a Python pickle"),
+    (b"\x80\x04", "a Python pickle"),
+    (b"\x80\x05", "a Python pickle"),
+    (b"\0\0\x08", "an idx file, as MNIST's first archives hold"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"%PDF", "a PDF"),
+)
+TEXTS = (
+    ("<!doctype html", "an HTML page, perhaps of a login or an error, instead of the archive"),
+    ("<html", "an HTML page, perhaps of a login or an error, instead of the archive"),
+    ("<", "XML or HTML text, perhaps of an error, instead of the archive"),
+    ("{", "JSON text, perhaps of an error, instead of the archive"),
+    ("", "plain text"),
+)
+
+
+class Readable(Protocol):
+    """What can be read on and on."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes; fewer than asked for at the end alone."""
+
+
+def unpack(file: IO[bytes], size: int, folder: Path, note: str, run: Run) -> tuple[Path, list[str]]:
+    """Unpack an archive of `size` bytes into a new folder.
+
+    Gives the folder of the dataset in it, and the files that lie elsewhere in it.
+    Raises ValueError for an archive that is hostile, damaged or of no dataset.
+    """
+    folder.mkdir()
+    try:
+        files = _write(_members(file), size, folder, lambda: run.progress(file.tell(), size, note))
+    except BROKEN as error:
+        raise ValueError(_in_words(error)) from None
+    run.progress(size, size, note)
+    dataset = _dataset_in(folder, files)
+    inside = "".join(f"{part}/" for part in dataset.relative_to(folder).parts)
+    return dataset, [each for each in files if not each.startswith(inside)]
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "it ends too early: cut off, or not downloaded whole"
+    if isinstance(error, zipfile.BadZipFile | gzip.BadGzipFile | zlib.error | lzma.LZMAError):
+        return f"it is damaged, or was cut off ({error})"
+    return str(error)
+
+
+def _write(
+    members: Iterator[tuple[str, bytes]], size: int, folder: Path, tell: Callable[[], None]
+) -> list[str]:
+    """Write what an archive holds; gives the files' paths.  Raises ValueError."""
+    taken: dict[str, str] = {}
+    left = MAX_RATIO * size
+    for count, (name, data) in enumerate(members):
+        left -= len(data)
+        if count == MAX_FILES or left < 0:
+            raise ValueError("it unpacks to far more than it should")
+        parts = _plain_parts(name)
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            continue
+        for depth in range(1, len(parts)):
+            parent = "/".join(parts[:depth])
+            if taken.get(_folded(parent)) != f"{parent}/":
+                _claim(taken, parent, f"{parent}/")
+                (folder / parent).mkdir()
+        path = "/".join(parts)
+        _claim(taken, path, path)
+        with open(f"{folder}/{path}", "xb") as written:
+            written.write(data)
+        if count % 1000 == 0:
+            tell()
+    return [path for path in taken.values() if not path.endswith("/")]
+
+
+# Which folder it is
+
+
+def _dataset_in(folder: Path, files: list[str]) -> Path:
+    """The one dataset in a folder, itself or below.  Raises ValueError that says what is there."""
+    if not files:
+        raise ValueError(f"it holds no files; {WANTED}")
+    level = [folder]
+    nearest = None  # where at least a part of a dataset is
+    while level:
+        fits = [each for each in level if _complaint(each) is None]
+        if len(fits) == 1:
+            return fits[0]
+        if fits:
+            names = ", ".join(sorted(each.relative_to(folder).as_posix() for each in fits)[:3])
+            raise ValueError(f"it holds {len(fits)} datasets ({names}); pack one of them alone")
+        nearest = nearest or next((each for each in level if _has_split(each)), None)
+        level = [inner for each in level for inner in sorted(each.iterdir()) if inner.is_dir()]
+    nearest = nearest or _innermost(folder)
+    complaint = _complaint(nearest) or ""
+    for place, words in ((f"{nearest}/", ""), (str(nearest), "its content")):
+        complaint = complaint.replace(place, words)
+    raise ValueError(f"{complaint}; found: {_listed(nearest)}")
+
+
+def _complaint(folder: Path) -> str | None:
+    """Why a folder is no dataset, on one line; None where it is one."""
+    try:
+        layout(folder)
+    except LadderError as error:
+        return str(error).replace("\n", "; ")
+    return None
+
+
+def _has_split(folder: Path) -> bool:
+    return any((folder / name).is_dir() for name in (*TRAINING, *TESTING))
+
+
+def _innermost(folder: Path) -> Path:
+    """The folder itself, or the one within those that hold nothing but another."""
+    inside = list(folder.iterdir())
+    return _innermost(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def _listed(folder: Path) -> str:
+    """The first few names in a folder, those of folders with a slash."""
+    names = sorted(f"{each.name}/" if each.is_dir() else each.name for each in folder.iterdir())
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return printable(", ".join(names[:5])) + more
+
+
+# What kind of file it is
+
+
+def what_instead(start: bytes) -> str:
+    """In words, what a file is that begins so and is no archive of images; nothing for an archive.
+
+    start: its first 512 bytes, fewer where it has no more.
+    """
+    if start.startswith((b"PK\3\4", b"PK\5\6", *PACKED)) or _is_header(start):
+        return ""
+    return _what(start)
+
+
+def _what(start: bytes) -> str:
+    """In words, what begins so."""
+    if not start:
+        return "empty"
+    for sign, words in SIGNS:
+        if start.startswith(sign):
+            return words
+    try:
+        # By this decoder a letter may be cut at the end.
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(start).lstrip().lower()
+    except UnicodeDecodeError:
+        return "of an unknown kind"
+    if any(not c.isprintable() and not c.isspace() for c in text):
+        return "of an unknown kind"
+    return next(words for sign, words in TEXTS if text.startswith(sign))
+
+
+def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each file in an archive.  Raises ValueError for what is none."""
+    start = file.read(512)
+    file.seek(0)
+    if words := what_instead(start):
+        raise ValueError(f"it is {words}; {WANTED}")
+    if start.startswith(b"PK"):
+        return _zip_members(file)
+    stream: Readable = file
+    for sign, (name, opened) in PACKED.items():
+        if start.startswith(sign):
+            stream = opened(file)
+            start = stream.read(512)
+            if not _is_header(start) and start != bytes(512):
+                raise ValueError(f"what is packed in it with {name} is {_what(start)}; {WANTED}")
+            return _tar_members(stream, start)
+    return _tar_members(stream, stream.read(512))
+
+
+class Packed:
+    """The bytes of a file packed with bzip2 or xz; several streams in a row count as one."""
+
+    def __init__(self, file: IO[bytes], begin: Callable[[], Any]) -> None:
+        self._file = file
+        self._begin = begin
+        self._inner = begin()
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes; fewer than asked for at the end alone.  Raises ValueError, EOFError."""
+        pieces: list[bytes] = []
+        while size > 0 and (piece := self._piece(size)):
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def _piece(self, size: int) -> bytes:
+        while True:
+            packed = b""
+            if self._inner.eof:
+                packed = self._inner.unused_data.lstrip(b"\0")  # xz may pad between streams
+                while not packed and (more := self._file.read(MAX_NAME)):
+                    packed = more.lstrip(b"\0")
+                if not packed:
+                    return b""
+                self._inner = self._begin()
+            elif self._inner.needs_input:
+                packed = self._file.read(MAX_NAME)
+                if not packed:
+                    raise EOFError
+            if data := self._unpacked(packed, size):
+                return data
+
+    def _unpacked(self, packed: bytes, size: int) -> bytes:
+        try:
+            return bytes(self._inner.decompress(packed, size))
+        except (OSError, lzma.LZMAError) as error:
+            if "Memory usage limit" in str(error):
+                raise ValueError(f"unpacking it takes over {MAX_MEMORY >> 20} MiB of memory; pack "
+                                 "it with a lower setting") from None  # fmt: skip
+            raise ValueError(f"it is damaged ({error})") from None
+
+
+def _bzip2(file: IO[bytes]) -> Readable:
+    return Packed(file, bz2.BZ2Decompressor)
+
+
+def _xz(file: IO[bytes]) -> Readable:
+    return Packed(file, lambda: lzma.LZMADecompressor(memlimit=MAX_MEMORY))
+
+
+PACKED: dict[bytes, tuple[str, Callable[[IO[bytes]], Readable]]] = {
+    b"\x1f\x8b": ("gzip", lambda file: gzip.GzipFile(fileobj=file)),
+    b"BZh": ("bzip2", _bzip2),
+    b"\xfd7zXZ\0": ("xz", _xz),
+}
+
+
+# What is in it
+
+
+def _claim(taken: dict[str, str], path: str, what: str) -> None:
+    """Take a path; ValueError where a file system that ignores case or accents would clash."""
+    if _folded(path) in taken:
+        raise ValueError(f"{path!r} is there twice, or differs in case or accents alone")
+    taken[_folded(path)] = what
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def _plain_parts(name: str) -> list[str]:
+    """The parts of a relative path that stays where it is unpacked; ValueError for any other."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if (
+        name.startswith("/")
+        or re.match("[A-Za-z]:", name)
+        or ".." in parts
+        or not 0 < len(parts) <= MAX_DEPTH
+        or any(len(os.fsencode(part)) > 255 for part in parts)
+        or not all(c.isprintable() and c != "\\" for c in name)
+    ):
+        raise ValueError(f"{name[:200]!r} is no plain relative name")
+    return parts
+
+
+def _tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each regular file of a tar archive (POSIX.1-2001 ustar and pax, GNU names).
+
+    Folders are passed over; anything else, links and devices above all, raises ValueError.
+    first: the first header, which has been read already.
+    """
+    extended: dict[str, str] = {}
+    for number in range(3 * MAX_FILES):
+        header = _exactly(file, 512) if number else first
+        if header == bytes(512):
+            file.read(MAX_NAME)  # the padding; at the end what it is packed in is checked
+            return
+        if not _is_header(header):
+            raise ValueError("a header of the tar archive is damaged")
+        kind, size = header[156:157], _number(header[124:136])
+        if kind in (b"x", b"g", b"L") and size <= MAX_NAME:
+            body = _exactly(file, size + -size % 512)[:size]
+            more = {"path": _text(body)} if kind == b"L" else _pax(body)
+            if kind == b"g" and more.keys() & {"path", "size"}:
+                raise ValueError("its global header renames every file")
+            extended |= more if kind != b"g" else {}
+            continue
+        name = _text(header[:100])
+        if header[257:263] == b"ustar\0" and header[345]:
+            name = f"{_text(header[345:500])}/{name}"
+        name, size = extended.get("path", name), int(extended.get("size", size))
+        is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
+        is_sparse = any(key.startswith("GNU.sparse") for key in extended)
+        if not is_folder and (kind not in (b"0", b"\0") or is_sparse):
+            raise ValueError(f"{name!r} is neither a regular file nor a folder")
+        if not 0 <= size <= (0 if is_folder else MAX_FILE):
+            raise ValueError(f"{name!r} is too large")
+        extended = {}
+        if not is_folder:
+            yield name, _exactly(file, size + -size % 512)[:size]
+    raise ValueError("it has too many members")
+
+
+def _is_header(header: bytes) -> bool:
+    """Whether 512 bytes are a header of a tar archive: they hold their own sum."""
+    digits = header[148:156].strip(b" \0")
+    if len(header) < 512 or not re.fullmatch(b"[0-7]+", digits):
+        return False
+    return sum(header) - sum(header[148:156]) + 8 * ord(" ") == int(digits, 8)
+
+
+def _exactly(file: Readable, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def _number(field: bytes) -> int:
+    """A number of a tar header: octal text, or big-endian with the first bit set."""
+    if field[0] & 0x80:
+        return int.from_bytes(field) - (0x80 << 8 * (len(field) - 1))
+    digits = field.strip(b" \0") or b"0"
+    if not re.fullmatch(b"[0-7]+", digits):
+        raise ValueError("a header of the tar archive is damaged")
+    return int(digits, 8)
+
+
+def _text(field: bytes) -> str:
+    try:
+        return field.split(b"\0", 1)[0].decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"the name {ascii(field[:60])[1:]} is not UTF-8") from None
+
+
+def _pax(body: bytes) -> dict[str, str]:
+    """The records of an extended header, each of them "LENGTH KEY=VALUE" and a line feed."""
+    records = {}
+    while body:
+        digits = body.partition(b" ")[0]
+        length = int(digits) if re.fullmatch(b"[0-9]{1,9}", digits) else 0
+        if not len(digits) < length <= len(body):
+            raise ValueError("an extended header is damaged")
+        key, _, value = body[len(digits) + 1 : length - 1].partition(b"=")
+        records[key.decode(errors="replace")] = value.decode(errors="replace")
+        body = body[length:]
+    if not re.fullmatch("[0-9]{1,20}", records.get("size", "0")):
+        raise ValueError("an extended header is damaged")
+    return records
+
+
+def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each regular file of a zip archive; anything else raises ValueError."""
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if info.is_dir():
+                continue
+            if kind not in (0, stat.S_IFREG) or info.orig_filename != info.filename:
+                raise ValueError(f"{info.filename!r} is neither a regular file nor a folder")
+            if info.file_size > MAX_FILE:
+                raise ValueError(f"{info.filename!r} is too large")
+            if info.flag_bits & 1:
+                raise ValueError(f"{info.filename!r} is locked with a password; pack it without")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{info.filename!r} is packed in an unusual way")
+            yield info.filename, archive.read(info)
