@@ -30,6 +30,8 @@ CHAPTERS = [
 ENGINE = [
     "basics",
     "places",
+    "locks",
+    "records",
     "store",
     "plan",
     "source",

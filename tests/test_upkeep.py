@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -24,28 +25,44 @@ from tasks.caching.store import Store
 HOURS = 3600
 
 
+def key_of(name: str) -> str:
+    """A key of the kind that stages have, which begins with the name's own digest."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 class Chain:
     """A store in which a report was made of a training, made of two decodes, made of listings."""
 
     def __init__(self, root: Path) -> None:
         self.store = Store(root / "cache")
         self.reports = root / "reports"
+        self.names: dict[str, str] = {}  # key -> what the tests call it
 
-    def put(self, stage: str, key: str, value: Any, *inputs: str) -> str:
+    def put(self, stage: str, name: str, value: Any, *inputs: str) -> str:
         """Store a value; gives its content's digest."""
         ingredients = {"inputs": {"given": list(inputs)}}
-        return self.store.put(stage, key, value, 1.0, ingredients).digest
+        self.names[key_of(name)] = name
+        return self.store.put(stage, key_of(name), value, 1.0, ingredients).digest
+
+    def record(self, stage: str, name: str) -> Path:
+        """Where a record lies."""
+        return self.store.record_path(stage, key_of(name))
+
+    def report(self, number: int, dataset: str = "tiny") -> Path:
+        """The folder of a run's report."""
+        key = key_of(f"report{number}")
+        return self.reports / dataset / f"2026010100000{number}-{key[:8]}"
 
     def climb(self, number: int, dataset: str = "tiny") -> None:
         """A run of a dataset that shares one decode with all others."""
-        listing = self.store.root / "listings" / f"listing{number}.arrow"
+        listing = self.store.root / "listings" / f"{key_of(f'listing{number}')}.arrow"
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_bytes(b"listing")
         shared = self.put("decode", "shared", b"shared pixels")
-        own = self.put("decode", f"decode{number}", b"pixels %d" % number, f"listing{number}")
+        own = self.put("decode", f"decode{number}", b"pixels %d" % number, listing.stem)
         trained = self.put("train", f"train{number}", b"weights %d" % number, shared, own)
-        self.put("report", f"{number:08}report", b"page %d" % number, trained)
-        (self.reports / dataset / f"2026010100000{number}-{number:08}").mkdir(parents=True)
+        self.put("report", f"report{number}", b"page %d" % number, trained)
+        self.report(number, dataset).mkdir(parents=True)
 
     def age(self, hours: float) -> None:
         """Make everything that old."""
@@ -57,7 +74,7 @@ class Chain:
         """The keys that are stored, each with all its files."""
         paths = self.store.record_paths()
         assert all(self.store.get(path.parent.name, path.stem, thorough=True) for path in paths)
-        return {path.stem for path in paths}
+        return {self.names[path.stem] for path in paths}
 
 
 @pytest.fixture
@@ -66,7 +83,7 @@ def chain(tmp_path: Path) -> Chain:
 
 
 def of(number: int) -> set[str]:
-    return {"shared", f"decode{number}", f"train{number}", f"{number:08}report"}
+    return {"shared", f"decode{number}", f"train{number}", f"report{number}"}
 
 
 def test_what_a_kept_report_needs_is_never_cleared_away(chain: Chain) -> None:
@@ -74,19 +91,19 @@ def test_what_a_kept_report_needs_is_never_cleared_away(chain: Chain) -> None:
     for number in range(5):
         chain.climb(number)
     chain.climb(7, "other")
-    (chain.reports / "tiny" / "latest").symlink_to("20260101000001-00000001")
+    (chain.reports / "tiny" / "latest").symlink_to(chain.report(1).name)
     chain.age(hours=2)
     freed = upkeep.clear(chain.store, keep_last=2)
     assert chain.keys() == of(3) | of(4) | of(1) | of(7)
     assert freed.records == 6
     listings = {path.stem for path in (chain.store.root / "listings").iterdir()}
-    assert listings == {"listing1", "listing3", "listing4", "listing7"}
+    assert listings == {key_of(f"listing{number}") for number in (1, 3, 4, 7)}
     assert upkeep.clear(chain.store, keep_last=2) == upkeep.Freed(0, 0, 0)
 
 
 def test_what_has_gone_from_the_reports_may_go(chain: Chain) -> None:
     chain.climb(1)
-    (chain.reports / "tiny" / "20260101000001-00000001").rmdir()
+    chain.report(1).rmdir()
     before = sum(each.total for each in upkeep.held(chain.store))
     assert upkeep.clear(chain.store).size == before, "what is freed is told to the byte"
     assert chain.keys() == set()
@@ -100,9 +117,9 @@ def test_a_size_keeps_what_was_of_use_last(chain: Chain) -> None:
         chain.put("decode", f"own{number}", b"%d" % number * 10_000)
     for number in range(10):
         for name in ("loose", "own"):
-            path = chain.store.record_path("decode", f"{name}{number}")
+            path = chain.record("decode", f"{name}{number}")
             os.utime(path, (0, 1_000_000 + number))
-    chain.store.used("decode", "own0")
+    chain.store.used("decode", key_of("own0"))
     upkeep.clear(chain.store, max_size=150_000)
     left = chain.keys()
     assert of(1) < left
@@ -124,24 +141,24 @@ def files(store: Store) -> list[Path]:
 def test_what_dead_runs_left_is_cleared_and_what_is_being_stored_is_not(chain: Chain) -> None:
     chain.climb(1)
     root = chain.store.root
-    old = [root / "files" / ".a.1-2.tmp", root / "files" / f"{'0' * 64}.bin"]
-    young = [root / "files" / ".b.1-2.tmp", root / "files" / f"{'1' * 64}.bin"]
+    old = [root / "files" / ".a.1-2345abcd.tmp", root / "files" / f"{'0' * 64}.bin"]
+    young = [root / "files" / ".b.1-2345abcd.tmp", root / "files" / f"{'1' * 64}.bin"]
     for path in old + young:
         path.write_bytes(b"left over")
     for path in old:
         os.utime(path, (0, time.time() - 1.1 * HOURS))
-    for name, hours in (("old", 25), ("young", 23)):
+    for name, hours in ((key_of("old"), 25), (key_of("young"), 23)):
         (root / "scratch" / name).mkdir(parents=True)
         (root / "scratch" / name / "checkpoint").write_bytes(b"weights")
         then = time.time() - hours * HOURS
         os.utime(root / "scratch" / name, (then, then))
     chain.put("decode", "damaged", b"pixels")
-    chain.store.record_path("decode", "damaged").write_bytes(b"")
-    chain.store.set_aside("decode", "damaged")
+    chain.record("decode", "damaged").write_bytes(b"")
+    chain.store.set_aside("decode", key_of("damaged"))
     freed = upkeep.clear(chain.store)
     assert not any(path.exists() for path in old)
     assert all(path.exists() for path in young)
-    assert [path.name for path in (root / "scratch").iterdir()] == ["young"]
+    assert [path.name for path in (root / "scratch").iterdir()] == [key_of("young")]
     assert list((root / "aside").iterdir()) == []
     assert freed.files == 4
     assert chain.keys() == of(1)
@@ -161,20 +178,23 @@ def test_verify_tells_each_damage_and_sets_it_aside(chain: Chain) -> None:
     for number in range(4):
         chain.climb(number)
     assert list(upkeep.verify(chain.store)) == []
-    named = {each.record.key: next(iter(each.record.files)) for each in upkeep.held(chain.store)}
+    named = {
+        chain.names[each.record.key]: next(iter(each.record.files))
+        for each in upkeep.held(chain.store)
+    }
     flipped = chain.store.root / "files" / named["decode1"]
     stat = flipped.stat()
     flipped.write_bytes(b"pixels X")
     os.utime(flipped, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     (chain.store.root / "files" / named["train2"]).unlink()
-    cut = chain.store.record_path("report", "00000003report")
+    cut = chain.record("report", "report3")
     cut.write_bytes(cut.read_bytes()[:-1])
     complaints = list(upkeep.verify(chain.store))
     assert len(complaints) == 4, complaints
     for name in (flipped.name, named["train2"], cut.name):
         assert any(name in complaint for complaint in complaints)
     whole = of(0) | of(1) | of(2) | of(3)
-    assert chain.keys() == whole - {"decode1", "train2", "00000003report"}
+    assert chain.keys() == whole - {"decode1", "train2", "report3"}
     assert list(upkeep.verify(chain.store)) == []
 
 
@@ -218,10 +238,10 @@ def test_the_commands_tell_what_is_there_and_what_they_did(chain: Chain, shell: 
     assert "decode" in printed
     assert "7 results, 0.0 MB" in printed
     assert shell("cache", "verify") == (0, "7 results are whole\n")
-    chain.store.record_path("train", "train1").write_bytes(b"{}")
+    chain.record("train", "train1").write_bytes(b"{}")
     status, printed = shell("cache", "verify")
     assert status == 1
-    assert "train1.json is damaged" in printed
+    assert f"{key_of('train1')}.json is damaged" in printed
     assert "6 results are whole" in printed
     assert shell("cache", "gc", "--keep-last", "1")[0] == 0
     assert chain.keys() == of(2)

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import secrets
+import stat
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
+
+LITTER = re.compile(r"\..*\.\d+-[0-9a-f]{8}\.tmp", re.DOTALL)  # what `write_atomic` may leave
+
+# That a file is not there, or that its name leads to no file: nothing else is said of the file.
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV)
+_ADVICE = {
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files: `ulimit -n 4096`"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space there, or set "
+                    "STEPLADDER_DATA"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "let its group or yourself use that "
+                    "folder, or set STEPLADDER_DATA to one of your own"),
+    errno.ENAMETOOLONG: "set STEPLADDER_DATA to a shorter path",
+    errno.ENOMEM: "free some memory",
+}  # fmt: skip
 
 
 class LadderError(Exception):
@@ -55,36 +74,147 @@ def redacted(text: str) -> str:
     return _URL.sub(lambda url: url[1] + url[2] + (f"{url[3][0]}..." if url[3] else ""), text)
 
 
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BufferedReader, os.stat_result]]:
+    """A file of others, opened for reading, and its stat.
+
+    Raises DamagedError for what is no regular file (a pipe would keep its reader waiting), and
+    OSError.
+    """
+    _insist_on_regular(path, path.stat())  # looked at first: to open a device may do something
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(file, "rb") as opened:
+        yield opened, _insist_on_regular(path, os.fstat(file))
+
+
+def read_regular(path: Path, limit: int = 1 << 40) -> bytes | None:
+    """The bytes of a file of others, or None when there is none.
+
+    Raises DamagedError for what is no regular file or has more than `limit` bytes, and LadderError
+    when this machine or its user cannot read it.
+    """
+    try:
+        with open_regular(path) as (file, status):
+            if status.st_size > limit:
+                raise DamagedError(f"{path} has {status.st_size:,} bytes, {limit:,} are the most")
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _insist_on_regular(path: Path, status: os.stat_result) -> os.stat_result:
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedError(f"{path} is not a regular file")
+    return status
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder now, sorted; nothing where there is no such folder.
+
+    Raises LadderError for a folder that may not be looked into.
+    """
+    try:
+        return [folder / name for name in sorted(os.listdir(folder))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
 def write_atomic(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
     Without `durable` no fsync is waited for: a power cut may cost the file, a kill may not.
     Raises LadderError that names the path when the disk is full or read-only.
     """
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            _drop(temporary)
             raise
         if durable:
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
 
 
+def _beside(path: Path) -> Path:
+    """A name for a temporary file in the same folder, which LITTER matches."""
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _drop(path: Path) -> None:
+    """Remove a file, if that can be done."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _sync_folder(path: Path) -> None:
+    """Let a rename outlast a power cut, where the file system can promise that of a folder."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
+    finally:
+        os.close(folder)
+
+
+def point_to(latest: Path, name: str) -> None:
+    """Make `latest` name the folder beside it in one step, so that it is never missing.
+
+    It is a symbolic link, or where the file system has none (exFAT), a file with the name in it.
+    Raises LadderError when it cannot be written.
+    """
+    if pointed_at(latest) == name:
+        return
+    temporary = _beside(latest)
+    try:
+        temporary.symlink_to(name)
+        temporary.replace(latest)
+    except OSError:
+        # Whatever forbids links, if it forbids files too, then the next line says so.
+        _drop(temporary)
+        write_atomic(latest, f"{name}\n".encode("utf-8", "surrogateescape"))
+
+
+def pointed_at(latest: Path) -> str | None:
+    """The name of the folder beside `latest` that it points to, or None where it names none."""
+    try:
+        if latest.is_symlink():
+            name = str(latest.readlink())
+        else:
+            data = read_regular(latest, limit=4096) or b""
+            name = data.decode("utf-8", "surrogateescape").removesuffix("\n")
+        plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name
+        return name if plain and latest.with_name(name).is_dir() else None
+    except (OSError, LadderError):
+        return None
+
+
+def unreadable(path: Path, error: OSError) -> LadderError:
+    """The error for a path that cannot be read: DamagedError only where the path itself is wrong.
+
+    A lack of descriptors, of memory, of rights or of the disk's answer says nothing about a file.
+    """
+    if error.errno in _MISSING:
+        return DamagedError(f"{path} cannot be read: {error.strerror}")
+    advice = _ADVICE.get(error.errno or 0, "look after its disk, and run again")
+    return LadderError(f"cannot read {path}: {error.strerror}; {advice}")
+
+
 def unwritable(path: Path, error: OSError) -> LadderError:
     """The error for a path that cannot be written, with what to do about it."""
-    return LadderError(f"cannot write {path}: {error.strerror}; free some space there, "
-                       "make it writable, or set STEPLADDER_DATA")  # fmt: skip
+    advice = _ADVICE.get(error.errno or 0, "move away what is there, or set STEPLADDER_DATA")
+    return LadderError(f"cannot write {path}: {error.strerror}; {advice}")

@@ -52,7 +52,8 @@ from tasks.caching.plan import (
     plain,
     waits_for,
 )
-from tasks.caching.store import FORMAT, Record, Store, content_digest, digest_of
+from tasks.caching.records import Record, digest_of
+from tasks.caching.store import FORMAT, Store, content_digest
 
 P = ParamSpec("P")
 R = TypeVar("R")

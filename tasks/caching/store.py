@@ -13,20 +13,22 @@ Nothing that is read back can run code: Arrow, safetensors and JSON only.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import functools
 import hashlib
 import json
-import mmap
+import math
 import operator
 import os
 import re
 import shutil
+import socket
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +37,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tasks.caching.basics import DamagedError, LadderError, unwritable, write_atomic
+from tasks.caching import locks, records
+from tasks.caching.basics import (
+    DamagedError,
+    LadderError,
+    entries,
+    open_regular,
+    read_regular,
+    unreadable,
+    unwritable,
+    write_atomic,
+)
+from tasks.caching.records import Record, canonical, digest_of
 
 FORMAT = 1  # raise it when files or keys change meaning: every older record then misses
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -55,31 +68,6 @@ class Weights(NamedTuple):
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
-
-
-class Record(NamedTuple):
-    """What a key stands for."""
-
-    key: str
-    digest: str  # sha256 of the value, files included by content
-    value: Any  # the value's tree, files by name
-    seconds: float  # what computing it took
-    ingredients: dict[str, Any]  # what went into the key
-    files: dict[str, list[int]]  # name -> size, mtime, ctime and inode when last checked
-    about: dict[str, Any]  # no part of the result: what its call was named, what it told of its run
-
-
-def canonical(value: Any) -> bytes:
-    """The one JSON text of plain data, as UTF-8.  Raises ValueError for NaN and infinities."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
-    )
-    return text.encode("utf-8", "surrogateescape")
-
-
-def digest_of(value: Any) -> str:
-    """Hex sha256 of plain data's canonical JSON."""
-    return hashlib.sha256(canonical(value)).hexdigest()
 
 
 class Store:
@@ -121,7 +109,7 @@ class Store:
             "checked": time.time_ns(),
         }
         self._write_record(body)
-        return _record(body)
+        return records.to_record(body)
 
     def get(self, stage: str, key: str, *, thorough: bool = False) -> Record | None:
         """The record of a key with every file verified, or None when there is none.
@@ -129,29 +117,30 @@ class Store:
         Raises DamagedError when something is there and is not what was stored.
         """
         path = self.record_path(stage, key)
-        body = _read_checked(path)
+        body = records.read_body(path)
         if body is None:
             return None
-        if (body.get("format"), body.get("stage"), body.get("key")) != (FORMAT, stage, key):
-            raise DamagedError(f"{path} is the record of something else")
+        if body["format"] != FORMAT:
+            raise DamagedError(f"{path} is the record of another version")
         try:
             # What we wrote agrees with itself; what was planted may name files it does not list.
-            if body["digest"] != digest_of(body["value"]):
-                raise ValueError("another digest")
-            stale = False
-            for name in {*_named(body["value"]), *body["files"]}:
-                now = self._verify(name, body["files"][name], body["checked"], thorough)
-                stale |= now is not None
-                body["files"][name] = now or body["files"][name]
-            record = _record(body)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedError(f"{path} is damaged: it was not written here") from error
+            whole = body["digest"] == digest_of(body["value"])
+            names = {*_named(body["value"]), *body["files"]}
+        except (TypeError, RecursionError) as error:
+            raise records.foreign(path) from error
+        if not whole or names != body["files"].keys():
+            raise records.foreign(path)
+        stale = False
+        for name in names:
+            now = self._verify(name, body["files"][name], body["checked"], thorough)
+            stale |= now is not None
+            body["files"][name] = now or body["files"][name]
         if stale:
             # Checked by content just now: remember the new stat, so the next look is quick.
             # A read-only store still serves; it only stays slow.
             with contextlib.suppress(LadderError):
                 self._write_record(body | {"checked": time.time_ns()})
-        return record
+        return records.to_record(body)
 
     def earlier(
         self, stage: str, ingredients: dict[str, Any], *but: str, first: str = "", since: int
@@ -165,18 +154,21 @@ class Store:
         wanted = _without(ingredients, but)
         paths = [
             (path.stem == first, modified, path)
-            for path in (self.root / "records" / stage).glob("[!.]*.json")
+            for path in self._records_of(self.root / "records" / stage)
             if (modified := _modified(path)) < since or path.stem == first
         ]
         for *_order, path in sorted(paths, reverse=True):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-                body = json.loads(path.read_bytes())["body"]
-                if _without(body["ingredients"], but) == wanted:
+            with contextlib.suppress(DamagedError, KeyError, TypeError, RecursionError):
+                body = records.read_body(path)
+                if body and _without(body["ingredients"], but) == wanted:
                     found = functools.reduce(operator.getitem, but, body["ingredients"])
-                    yield found, _record(body)
+                    yield found, records.to_record(body)
 
     def load(self, tree: Any) -> Any:
-        """The value of a record's tree: tensors are mapped copy-on-write, not read."""
+        """The value of a record's tree: tensors are mapped copy-on-write, not read.
+
+        Raises DamagedError for a file that is not of its kind.
+        """
         if isinstance(tree, list):
             return [self.load(item) for item in tree]
         if not isinstance(tree, dict):
@@ -184,25 +176,30 @@ class Store:
         kind = next(iter(tree), "")
         if kind not in _DECODERS:
             return {name: self.load(item) for name, item in tree.items()}
-        return _DECODERS[kind](self.root / "files" / tree[kind], tree)
+        path = self.root / "files" / tree[kind]
+        try:
+            return _DECODERS[kind](path, tree)
+        except LadderError:
+            raise
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except _NOT_OURS as error:
+            raise DamagedError(f"{path} is damaged: it was not written here") from error
 
     def set_aside(self, stage: str, key: str) -> None:
         """Move a damaged record and whichever of its files are damaged where nothing reads them."""
         path = self.record_path(stage, key)
         with contextlib.suppress(DamagedError):
-            for name, signature in (_read_checked(path) or {"files": {}})["files"].items():
-                try:
-                    self._verify(name, signature, 0, thorough=True)
-                except DamagedError:
-                    self._move_aside(self.root / "files" / name)
+            for name, signature in (records.read_body(path) or {"files": {}})["files"].items():
+                self._set_aside_damaged(self.root / "files" / name, signature)
         self._move_aside(path)
 
     def used(self, stage: str, key: str) -> None:
         """Note that a record was of use, so that `cache gc` spares it; once a day is enough."""
         path = self.record_path(stage, key)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it may be another user's
             if time.time() - path.stat().st_mtime > 86_400:
-                path.touch()
+                os.utime(path)
 
     # Upkeep
 
@@ -212,98 +209,78 @@ class Store:
 
     def record_paths(self) -> list[Path]:
         """Where all records lie."""
-        return sorted((self.root / "records").glob("*/[!.]*.json"))
+        folders = (path for path in entries(self.root / "records") if not path.is_symlink())
+        return [path for folder in folders for path in self._records_of(folder)]
 
     def read_record(self, path: Path) -> Record | None:
         """A record without a look at its files.  Raises DamagedError."""
-        body = _read_checked(path)
-        try:
-            return None if body is None else _record(body)
-        except KeyError as error:
-            raise DamagedError(f"{path} is damaged: it was not written here") from error
+        body = records.read_body(path)
+        return None if body is None else records.to_record(body)
 
     def verify_files(self) -> Iterator[str]:
         """Read all files; gives a line for each damaged one, which is set aside."""
-        for path in sorted((self.root / "files").glob("[!.]*")):
+        for path in self.file_paths():
             try:
-                self._verify(path.name, [path.stat().st_size], 0, thorough=True)
+                complaint = self._set_aside_damaged(path, [_size(path)])
             except FileNotFoundError:
                 continue  # removed meanwhile
-            except DamagedError as error:
-                self._move_aside(path)
-                yield str(error)
+            if complaint:
+                yield complaint
+
+    def file_paths(self) -> list[Path]:
+        """Where all stored files lie; what has no name of ours is not touched, nor looked at."""
+        return [path for path in entries(self.root / "files") if records.NAME.fullmatch(path.name)]
 
     def memories(self) -> Iterator[dict[str, list[str]]]:
         """The input digests of each stage's last key."""
-        for path in (self.root / "last").glob("[!.]*.json"):
-            with contextlib.suppress(DamagedError, KeyError):
-                if body := _read_checked(path):
+        for path in entries(self.root / "last"):
+            with contextlib.suppress(DamagedError):
+                if body := records.read_memory(path):
                     yield body["ingredients"]["inputs"]
 
     def share(self) -> int:
         """Say that this process uses the store, until the descriptor that this gives is closed."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            folder = os.open(self.root, os.O_RDONLY)
-        except OSError as error:
-            raise unwritable(self.root, error) from error
-        fcntl.flock(folder, fcntl.LOCK_SH)
-        return folder
+        return locks.share(self.root)
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> contextlib.AbstractContextManager[None]:
         """Keep others from using the store.  Raises LadderError while one does."""
-        folder = self.share()
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise LadderError(f"a run is using {self.root}; do this when it has ended") from None
-        finally:
-            os.close(folder)
+        return locks.alone(self.root)
+
+    def insist_on_writing(self, stage: str) -> None:
+        """See that a result could be stored, before hours go into it.  Raises LadderError."""
+        effective = os.access in os.supports_effective_ids
+        for name in (".", "files", "records", f"records/{stage}", "locks", "scratch"):
+            folder = self.root / name
+            if os.access(folder, os.F_OK) and not os.access(
+                folder, os.W_OK | os.X_OK, effective_ids=effective
+            ):
+                raise unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
     # Memory of the last run
 
     def last(self, dataset: str, name: str) -> dict[str, Any] | None:
         """What went into the key that a stage had last time, or None."""
-        try:
-            return _read_checked(self._last_path(dataset, name))
-        except DamagedError:
-            return None
+        with contextlib.suppress(LadderError):  # it is for words alone
+            return records.read_memory(self._last_path(dataset, name))
+        return None
 
     def remember(self, dataset: str, name: str, memory: dict[str, Any]) -> None:
         """Keep what went into a stage's key, for the next run to compare with."""
         path = self._last_path(dataset, name)
         if self.last(dataset, name) != memory:
-            write_atomic(path, _checked(memory), durable=False)  # it is for words alone
+            write_atomic(path, records.checked(memory), durable=False)  # it is for words alone
 
     # Turns
 
-    @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[None]:
+    def lock(self, key: str) -> contextlib.AbstractContextManager[None]:
         """Hold a key alone among all processes; the kernel lets go when the holder dies."""
-        path = self.root / "locks" / f"{key}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                # The holder before us removed the file: what we hold is a name nobody else sees.
-                with contextlib.suppress(FileNotFoundError):
-                    if os.fstat(handle).st_ino == path.stat().st_ino:
-                        break
-                os.close(handle)
-        except OSError as error:
-            raise unwritable(path, error) from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(handle)
+        return locks.hold(self.root / "locks" / f"{key}.lock")
 
     def scratch(self, key: str) -> Path:
         """A folder for what a stage wants to find again if it is killed."""
-        folder = self.root / "scratch" / key
+        folder = self._scratch(key)
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            self._move_aside(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -312,7 +289,7 @@ class Store:
 
     def drop_scratch(self, key: str) -> None:
         """Remove a key's scratch folder."""
-        shutil.rmtree(self.root / "scratch" / key, ignore_errors=True)
+        shutil.rmtree(self._scratch(key), ignore_errors=True)
 
     # Inside
 
@@ -321,10 +298,29 @@ class Store:
         readable = re.sub(r"[^\w.-]+", "_", name)[:60]
         return self.root / "last" / f"{readable}.{digest_of([dataset, name])[:12]}.json"
 
+    def _scratch(self, key: str) -> Path:
+        # Where nothing keeps two processes from the same key, they must not share checkpoints.
+        own = "" if locks.work(self.root) else f"-{socket.gethostname()}-{os.getpid()}"
+        return self.root / "scratch" / f"{key}{own}"
+
+    @staticmethod
+    def _records_of(folder: Path) -> list[Path]:
+        return [path for path in entries(folder) if records.RECORD.fullmatch(path.name)]
+
     def _write_record(self, body: dict[str, Any]) -> None:
-        write_atomic(self.record_path(body["stage"], body["key"]), _checked(body))
+        write_atomic(self.record_path(body["stage"], body["key"]), records.checked(body))
+
+    def _set_aside_damaged(self, path: Path, signature: list[int]) -> str:
+        """Read a stored file; where it is damaged, move it away and say so."""
+        try:
+            self._verify(path.name, signature, 0, thorough=True)
+        except DamagedError as error:
+            self._move_aside(path)
+            return str(error)
+        return ""
 
     def _move_aside(self, path: Path) -> None:
+        """Move what lies in the cache under a name of ours, itself and not what it links to."""
         aside = self.root / "aside"
         with contextlib.suppress(OSError):
             aside.mkdir(parents=True, exist_ok=True)
@@ -335,7 +331,7 @@ class Store:
     ) -> list[int] | None:
         """Hold a file against its record; returns its stat where content had to be read for that.
 
-        Raises DamagedError.
+        Raises DamagedError, and LadderError for what cannot be read now.
         """
         path = self.root / "files" / name
         try:
@@ -343,24 +339,27 @@ class Store:
             settled = checked - now[2] > _YOUNG_NS
             if now == signature and settled and not thorough:
                 return None
-            if now[0] != signature[0]:
-                raise DamagedError(f"{path} has {now[0]} bytes, {signature[0]} were stored")
-            with open(path, "rb") as file:
+            with open_regular(path) as (file, _status):
+                if now[0] != signature[0]:
+                    raise DamagedError(f"{path} has {now[0]} bytes, {signature[0]} were stored")
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing") from None
         except OSError as error:
-            raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
+            raise unreadable(path, error) from error
         if digest != name.partition(".")[0]:
             raise DamagedError(f"{path} is damaged: its content no longer matches its name")
         return now
 
     def _save(self, name: str, data: bytes | memoryview) -> list[int]:
+        path = self.root / "files" / name
         try:
             self._verify(name, [len(data)], 0, thorough=True)
         except DamagedError:
-            write_atomic(self.root / "files" / name, data)
-        return _signature(self.root / "files" / name)
+            if path.is_dir():
+                self._move_aside(path)  # all else is replaced in one step
+            write_atomic(path, data)
+        return _signature(path)
 
 
 def content_name(data: bytes | memoryview, suffix: str) -> str:
@@ -386,7 +385,8 @@ def _encode(  # noqa: PLR0911 - one return for each kind of value
             saved = save(_tensor_bytes(value), ".arrow")
             return {"$tensor": saved, "shape": list(value.shape), "dtype": str(value.dtype)}
         case bytes():
-            return {"$bytes": save(value, Path(name).suffix or ".bin")}
+            suffix = Path(name).suffix
+            return {"$bytes": save(value, suffix if suffix[1:] in records.SUFFIXES else ".bin")}
         case dict():
             if any(not isinstance(key, str) or key.startswith("$") for key in value):
                 raise TypeError(f"a stage's dict keys are texts without a leading $: {name}")
@@ -411,10 +411,6 @@ def _named(tree: Any) -> Iterator[str]:
             yield from _named(list(tree.values()))
 
 
-def _record(body: dict[str, Any]) -> Record:
-    return Record(*({"about": {}, **body}[field] for field in Record._fields))
-
-
 def _without(ingredients: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     """Ingredients with the one at the end of a path left out."""
     name, *rest = path
@@ -428,29 +424,15 @@ def _modified(path: Path) -> int:
     return 0
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
 def _signature(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
-def _checked(body: dict[str, Any]) -> bytes:
-    return canonical({"checksum": digest_of(body), "body": body})
-
-
-def _read_checked(path: Path) -> dict[str, Any] | None:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        whole = json.loads(data)
-        if whole["checksum"] == digest_of(whole["body"]):
-            return dict(whole["body"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
-    raise DamagedError(f"{path} is damaged")
+    status = path.stat()
+    # A stat of what is no regular file equals none that was stored: it is looked at again.
+    size = status.st_size if stat.S_ISREG(status.st_mode) else -1
+    return [size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 # Arrow and safetensors
@@ -497,25 +479,57 @@ def _weights_bytes(weights: Weights) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def _open(path: Path) -> tuple[mmap.mmap, pa.RecordBatch]:
-    with open(path, "rb") as file:
-        # Copy-on-write: a stray write to a tensor neither kills the process nor reaches the file.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return mapped, pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).get_batch(0)
+def _open(path: Path) -> tuple[torch.UntypedStorage, pa.RecordBatch]:
+    """A file's bytes, mapped until the last tensor over them is gone, and the columns in them.
+
+    Copy-on-write: a stray write to a tensor neither kills the process nor reaches the file.  And
+    torch, unlike Python's mmap, keeps no descriptor of what is mapped: there may be thousands.
+    Raises ValueError for what is not ours.
+    """
+    with open_regular(path) as (_file, status):
+        mapped = _mapped(path, status.st_size)
+    buffer = pa.foreign_buffer(mapped.data_ptr(), mapped.nbytes(), mapped)
+    batch = pa.ipc.open_file(buffer).get_batch(0)
+    batch.validate(full=True)  # nothing in it may lead outside the file
+    if any(column.null_count for column in batch.columns):
+        raise ValueError("something is missing in it")
+    return mapped, batch
 
 
-def _values(mapped: mmap.mmap, column: pa.Array, dtype: torch.dtype, shape: list[int]) -> Tensor:
+def _mapped(path: Path, size: int) -> torch.UntypedStorage:
+    if size == 0:
+        raise ValueError("it is empty")
+    try:
+        mapped: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+    except RuntimeError as error:
+        number = re.search(r"\((\d+)\)$", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    return cast("torch.UntypedStorage", mapped)
+
+
+def _values(
+    mapped: torch.UntypedStorage, column: pa.Array, dtype: torch.dtype, shape: list[int]
+) -> Tensor:
     """A fixed_shape_tensor column as a tensor over the mapped file itself, no copy."""
+    values = column.storage.values
+    if values.type != _ARROW[dtype] or len(values) != math.prod(shape):
+        raise ValueError("it holds other values")
     if 0 in shape:
         return torch.empty(shape, dtype=dtype)
-    values = column.storage.values
-    offset = values.buffers()[1].address - pa.py_buffer(mapped).address
-    return torch.frombuffer(mapped, dtype=dtype, count=len(values), offset=offset).reshape(shape)
+    offset = values.buffers()[1].address - mapped.data_ptr() + values.offset * dtype.itemsize
+    if offset < 0 or offset + len(values) * dtype.itemsize > mapped.nbytes():
+        raise ValueError("its values lie elsewhere")
+    whole = torch.empty(0, dtype=torch.uint8).set_(mapped)
+    return whole[offset : offset + len(values) * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def _load_stack(path: Path, _tree: dict[str, Any]) -> Stack:
     mapped, batch = _open(path)
     images, names, digests = (batch.column(name) for name in ("images", "names", "digests"))
+    if (names.type, digests.type) != (pa.binary(), pa.binary(32)):
+        raise ValueError("its columns are of other types")
     raw = np.frombuffer(digests.buffers()[1], np.uint8, count=32 * len(digests))
     return Stack(
         _values(mapped, images, torch.uint8, [len(images), *images.type.shape]),
@@ -526,20 +540,32 @@ def _load_stack(path: Path, _tree: dict[str, Any]) -> Stack:
 
 def _load_tensor(path: Path, tree: dict[str, Any]) -> Tensor:
     mapped, batch = _open(path)
-    return _values(mapped, batch.column("values"), _DTYPES[tree["dtype"]], tree["shape"])
+    shape = tree["shape"]
+    if not all(type(length) is int and 0 <= length < 2**63 for length in shape):
+        raise ValueError("it has no such shape")
+    return _values(mapped, batch.column("values"), _DTYPES[tree["dtype"]], shape)
 
 
 def _load_weights(path: Path, _tree: dict[str, Any]) -> Weights:
+    with open_regular(path):
+        pass  # the library would wait for what a pipe may bring
     with safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         return Weights(tensors, dict(file.metadata() or {}))
+
+
+def _load_bytes(path: Path, _tree: dict[str, Any]) -> bytes:
+    data = read_regular(path)
+    if data is None:
+        raise DamagedError(f"{path} is missing")
+    return data
 
 
 _DECODERS = {
     "$stack": _load_stack,
     "$tensor": _load_tensor,
     "$weights": _load_weights,
-    "$bytes": lambda path, _tree: path.read_bytes(),
+    "$bytes": _load_bytes,
 }
 _DTYPES = {
     str(dtype): dtype
@@ -548,3 +574,7 @@ _DTYPES = {
         *(torch.float16, torch.float32, torch.float64),
     )
 }
+_ARROW = {dtype: pa.from_numpy_dtype(str(dtype).partition(".")[2]) for dtype in _DTYPES.values()}
+# What reading a file raises that holds something else than it should.
+_NOT_OURS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError,
+             pa.ArrowException, safetensors.SafetensorError)  # fmt: skip

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import shutil
+import stat
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.caching.basics import DamagedError, LadderError
-from tasks.caching.store import Record, Store
+from tasks.caching.basics import LITTER, DamagedError, LadderError, entries, pointed_at
+from tasks.caching.records import LISTING, Record
+from tasks.caching.store import Store
 
 _HOUR, _DAY = 3600, 86_400
 
@@ -51,8 +54,8 @@ def held(store: Store) -> list[Held]:
     for path in store.record_paths():
         with contextlib.suppress(DamagedError, FileNotFoundError):
             if record := store.read_record(path):
-                stat = path.stat()
-                found.append(Held(path.parent.name, record, stat.st_size, stat.st_mtime))
+                status = path.stat()
+                found.append(Held(path.parent.name, record, status.st_size, status.st_mtime))
     return sorted(found, key=lambda each: each.used)
 
 
@@ -79,12 +82,13 @@ def clear(store: Store, *, keep_last: int = 1, max_size: int = 0) -> Freed:
         needed = _needed(records, _kept_reports(store.root.parent / "reports", keep_last))
         gone = _until_it_fits(records, needed, max_size)
         for each in gone:
-            store.record_path(each.stage, each.record.key).unlink(missing_ok=True)
-        kept = [each for each in records if each not in gone]
+            _remove(store.record_path(each.stage, each.record.key))
+        going = {(each.stage, each.record.key) for each in gone}
+        kept = [each for each in records if (each.stage, each.record.key) not in going]
         litter = [*_unnamed(store, kept, gone), *_abandoned(store.root)]
         size = sum(map(_size, litter)) + sum(each.size for each in gone)
         for path in litter:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            _remove(path)
     return Freed(len(gone), len(litter), size)
 
 
@@ -100,11 +104,14 @@ def parse_size(text: str) -> int:
 def _kept_reports(folder: Path, count: int) -> set[str]:
     """The key starts of the reports to keep: folders are named after their time and their key."""
     kept = set()
-    for dataset in folder.glob("*"):
-        reports = sorted(path.name for path in dataset.glob("*-*") if not path.is_symlink())
-        latest = dataset / "latest"
+    for dataset in entries(folder):
+        reports = [
+            path.name
+            for path in entries(dataset)
+            if "-" in path.name and not path.name.startswith(".") and not path.is_symlink()
+        ]
         names = {*reports[len(reports) - min(count, len(reports)) :]}
-        names |= {latest.readlink().name} if latest.is_symlink() else set()
+        names |= {pointed_at(dataset / "latest") or ""} - {""}
         kept |= {name.rpartition("-")[2] for name in names}
     return kept
 
@@ -120,9 +127,14 @@ def _needed(records: list[Held], starts: set[str]) -> set[str]:
         each = waiting.pop()
         if each.record.key not in needed:
             needed.add(each.record.key)
-            for digest in _flat(each.record.ingredients["inputs"]):
+            for digest in _flat(_inputs(each)):
                 waiting += by_digest[digest]
     return needed
+
+
+def _inputs(each: Held) -> dict[str, list[str]]:
+    inputs: dict[str, list[str]] = each.record.ingredients.get("inputs", {})
+    return inputs
 
 
 def _flat(inputs: Mapping[str, list[str]]) -> Iterator[str]:
@@ -151,31 +163,52 @@ def _unnamed(store: Store, kept: list[Held], gone: list[Held]) -> Iterator[Path]
     """
     named = {name for each in kept for name in each.record.files}
     freed = {name for each in gone for name in each.record.files}
-    for path in (store.root / "files").glob("[!.]*"):
+    for path in store.file_paths():
         if path.name not in named and (path.name in freed or _age(path) > _HOUR):
             yield path
-    inputs = [each.record.ingredients["inputs"] for each in kept] + list(store.memories())
+    inputs = [_inputs(each) for each in kept] + list(store.memories())
     listed = {digest for each in inputs for digest in _flat(each)}
-    for path in (store.root / "listings").glob("[!.]*"):
-        if path.stem not in listed and _age(path) > _HOUR:
+    for path in entries(store.root / "listings"):
+        if LISTING.fullmatch(path.name) and path.stem not in listed and _age(path) > _HOUR:
             yield path
 
 
 def _abandoned(root: Path) -> Iterator[Path]:
+    """What killed runs and damage left behind, by the names that we give; nothing of others."""
     for folder in (root, root.parent / "reports"):
-        yield from (path for path in folder.rglob(".*.tmp") if _age(path) > _HOUR)
-    yield from (root / "aside").glob("*")
-    yield from (path for path in (root / "scratch").glob("*") if _age(path) > _DAY)
+        for place, _folders, names in os.walk(folder):
+            paths = (Path(place, name) for name in names if LITTER.fullmatch(name))
+            yield from (path for path in paths if _age(path) > _HOUR)
+    yield from (path for path in entries(root / "aside") if re.match(r"\d{15,}-", path.name))
+    for path in entries(root / "scratch"):
+        if re.match(r"[0-9a-f]{64}(-|$)", path.name) and _age(path) > _DAY:
+            yield path
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all in it.  Raises LadderError."""
+    try:
+        with contextlib.suppress(FileNotFoundError):  # another was quicker
+            if stat.S_ISDIR(path.lstat().st_mode):
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError as error:
+        raise LadderError(
+            f"cannot remove {path}: {error.strerror}; let its owner clear the cache"
+        ) from error
 
 
 def _age(path: Path) -> float:
     """Seconds since a file, or what a folder holds, was last changed."""
     with contextlib.suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime
+        return time.time() - path.lstat().st_mtime
     return 0
 
 
 def _size(path: Path) -> int:
+    """Bytes of a file, or of all in a folder; a link's own."""
     with contextlib.suppress(FileNotFoundError):
-        return sum(map(_size, path.iterdir())) if path.is_dir() else path.stat().st_size
+        status = path.lstat()
+        return sum(map(_size, entries(path))) if stat.S_ISDIR(status.st_mode) else status.st_size
     return 0
