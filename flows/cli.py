@@ -26,7 +26,14 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows.quick import Memory, mark_cached
-from tasks.caching.basics import LadderError, StageError, data_root, printable, redacted
+from tasks.caching.basics import (
+    LadderError,
+    StageError,
+    data_root,
+    printable,
+    redacted,
+    unreadable,
+)
 from tasks.caching.places import Place, find_place, insist_on_name
 
 CHAPTERS = ("tasks.decode", "tasks.baseline", "tasks.train", "tasks.report")  # those with stages
@@ -451,6 +458,10 @@ def main() -> None:
         sys.exit(2)
     except (LadderError, StageError) as error:
         _say(str(error))
+        sys.exit(1)
+    except OSError as error:  # of this machine: a disk, a limit, a right that is not there
+        where = isinstance(error.filename, str)
+        _say(str(unreadable(Path(error.filename), error)) if where else str(error))
         sys.exit(1)
 
 

@@ -22,6 +22,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from tasks.baseline import DISTANCES, baseline, mean
+from tasks.caching import machine
 from tasks.caching.basics import LadderError, data_root
 from tasks.caching.places import Place, candidates, find_place, shown
 from tasks.caching.plan import Planned, asleep
@@ -40,7 +41,7 @@ Validation = Annotated[float, Field(gt=0, lt=1)] | Literal["testing"]
 PLANNED: ContextVar[list[Planned] | None] = ContextVar("planned", default=None)  # of this run
 
 # Threads only wait: each stage's body runs in a process of its own, as cores come free.
-_RUNNER: Any = ThreadPoolTaskRunner(max_workers=256)
+_RUNNER: Any = ThreadPoolTaskRunner(max_workers=machine.threads())
 
 
 @flow(name="ladder", task_runner=_RUNNER, flow_run_name=lambda: run_name(flow_run.parameters))

@@ -21,8 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.caching.basics import LadderError, write_atomic
+from tasks.caching.basics import DamagedError, LadderError, pointed_at, read_regular, write_atomic
 
+_LARGEST = 1 << 24  # bytes of a memory: a name for each stage
 _YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
 _PACKAGES = Path(__file__).resolve().parents[1]
 
@@ -56,18 +57,20 @@ class Memory:
     @property
     def is_first(self) -> bool:
         """Whether no run with these options has left anything behind."""
-        return not self._path.is_file()
+        return not os.path.isfile(self._path)  # noqa: PTH113 - which raises nothing
 
     def recall(self) -> Known | None:
         """How the last run ended, when nothing that it depends on has changed since."""
         try:
-            memory = json.loads(self._path.read_bytes())
+            memory = json.loads(read_regular(self._path, _LARGEST) or b"")
             self.look()  # after that: where nothing is left behind, to look can wait
             folder = Path(memory["folder"])
+            if not folder.resolve().is_relative_to((self.data / "reports").resolve()):
+                return None  # not written here
             same = self._before and memory["read"] == self._before[0]
             if same and memory["written"] == self._writes(folder):
                 return Known(folder, [str(name) for name in memory["stages"]])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (LadderError, OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         return None
 
@@ -75,13 +78,14 @@ class Memory:
         """Write down the state that a finished run saw, when it began to look, and left."""
         if self._before is None or self._looked - self._before[1] < _YOUNG_NS:
             return  # what changed just before the run may have changed again in the same tick
-        memory = {
-            "folder": str(folder),
-            "stages": stages,
-            "read": self._before[0],
-            "written": self._writes(folder),
-        }
-        with contextlib.suppress(LadderError):  # a cache that cannot be written only stays slower
+        # What cannot be looked at or written only stays slower.
+        with contextlib.suppress(LadderError, OSError):
+            memory = {
+                "folder": str(folder),
+                "stages": stages,
+                "read": self._before[0],
+                "written": self._writes(folder),
+            }
             write_atomic(self._path, json.dumps(memory).encode())
 
     def _reads(self) -> tuple[str, int] | None:
@@ -104,7 +108,7 @@ class Memory:
     def _writes(self, folder: Path) -> str:
         """What a run leaves behind, as a digest."""
         cache = self.data / "cache"
-        latest = str((folder.parent / "latest").readlink())
+        latest = pointed_at(folder.parent / "latest")
         kept = [*_stats(cache / "records"), *_stats(cache / "files"), *_stats(folder)]
         return _digest([latest, kept])
 
@@ -112,16 +116,21 @@ class Memory:
 def mark_cached(folder: Path) -> bool:
     """Note in a report's results.json that its latest run took every rung from the cache.
 
-    Gives whether that was news.
+    Gives whether that was news.  Raises LadderError for a file that is not one of ours.
     """
     path = folder / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if all(rung["cached"] for rung in results["rungs"]):
-        return False
-    for rung in results["rungs"]:
-        rung["cached"] = True
-    write_atomic(path, json.dumps(results, indent=1).encode())
-    return True
+    try:
+        results = json.loads(read_regular(path) or b"")
+        if all(rung["cached"] for rung in results["rungs"]):
+            return False
+        for rung in results["rungs"]:
+            rung["cached"] = True
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: remove it, and run again") from error
+    with contextlib.suppress(LadderError):  # where nothing can be written, it serves as it is
+        write_atomic(path, json.dumps(results, indent=1).encode())
+        return True
+    return False
 
 
 def _stats(folder: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
@@ -132,7 +141,10 @@ def _stats(folder: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
         for name in sorted(os.listdir(handle)):
             if name == "__pycache__":
                 continue
-            stat = os.stat(name, dir_fd=handle)
+            try:
+                stat = os.stat(name, dir_fd=handle)
+            except FileNotFoundError:
+                continue  # another process's temporary file, or a link that leads nowhere
             if stat.st_mode & 0o170000 == 0o040000:
                 inner.append(name)
             rows.append((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
@@ -140,7 +152,8 @@ def _stats(folder: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
         os.close(handle)
     yield str(folder), rows
     for name in inner:
-        yield from _stats(folder / name)
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+            yield from _stats(folder / name)
 
 
 def _digest(state: Any) -> str:

@@ -32,6 +32,7 @@ import torch
 from climbing import FIGURES, climb, write_tiny
 
 from tasks.caching.basics import DamagedError, LadderError, StageError
+from tasks.caching.records import checked, digest_of
 from tasks.caching.stage import OBSERVER, Call, Settings, stage
 from tasks.caching.store import Stack, Store, Weights
 
@@ -283,16 +284,14 @@ def planted(marker: Path, record: bytes) -> Iterator[bytes]:
     yield b'{"checksum": 1}'
     yield json.dumps({"serializer": {"type": "pickle"}, "data": "gASVAAAA"}).encode()
     body = json.loads(record)["body"]
-    from tasks.caching.store import _checked
-
     secret = {"$bytes": "../../outside.bin"}
     for edit in (
         {"value": secret},
         {"value": secret, "files": {secret["$bytes"]: [6, 0, 0, 0]}},
-        {"value": secret, "digest": store_digest(secret)},
+        {"value": secret, "digest": digest_of(secret)},
         {
             "value": secret,
-            "digest": store_digest(secret),
+            "digest": digest_of(secret),
             "files": {secret["$bytes"]: [6, 0, 0, 0]},
         },
         {"files": {}},
@@ -303,15 +302,9 @@ def planted(marker: Path, record: bytes) -> Iterator[bytes]:
         {"format": 0},
         {"stage": "other"},
     ):
-        yield _checked({**body, **edit})
+        yield checked({**body, **edit})
     for missing in ("value", "digest", "files", "seconds", "ingredients", "checked"):
-        yield _checked({name: item for name, item in body.items() if name != missing})
-
-
-def store_digest(tree: Any) -> str:
-    from tasks.caching.store import digest_of
-
-    return digest_of(tree)
+        yield checked({name: item for name, item in body.items() if name != missing})
 
 
 def test_planted_records_are_never_loaded(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ ENGINE = [
     "source",
     "fingerprint",
     "served",
+    "machine",
     "process",
     "stage",
     "upkeep",

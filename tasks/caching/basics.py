@@ -39,6 +39,10 @@ class StageError(Exception):
     """A stage's own code failed; carries the traceback of its process."""
 
 
+class StoppedError(StageError):
+    """A stage did not begin, because its run had been stopped: no failure of its own."""
+
+
 def data_root() -> Path:
     """The folder of datasets, cache and reports: STEPLADDER_DATA, or `data/` of the checkout."""
     chosen = os.environ.get("STEPLADDER_DATA")

@@ -26,7 +26,8 @@ from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
 from typing import Any
 
-from tasks.caching.basics import LadderError, StageError
+from tasks.caching import machine
+from tasks.caching.basics import LadderError, StageError, StoppedError
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -79,7 +80,8 @@ class Bodies:
         """End every body at once, and let none start that still waits for a core."""
         self.stopped = True
         for process in list(self.running):
-            process.kill()
+            with contextlib.suppress(ValueError):  # it has ended just now
+                process.kill()
 
 
 CORES = Cores(len(os.sched_getaffinity(0)))
@@ -97,7 +99,20 @@ def warm_up(*modules: str) -> None:
         _FORK_SERVER.set_forkserver_preload(["tasks.caching.served", *PRELOAD, *modules])
         from multiprocessing.forkserver import ensure_running
 
-        ensure_running()
+        machine.raise_limit()  # for all that starts from here, too
+        try:
+            with machine.short_temporary_folder():
+                ensure_running()
+        except OSError as error:
+            raise _cannot_start(error) from error
+
+
+def _cannot_start(error: Exception) -> LadderError:
+    why = (isinstance(error, OSError) and error.strerror) or str(error) or "it ended at once"
+    return LadderError(
+        f"no process can be started ({why}): allow more open files and processes (`ulimit -n 4096`,"
+        " `ulimit -u`), or free some memory"
+    )
 
 
 def run(
@@ -112,29 +127,46 @@ def run(
 
     It wants so many cores for about so many seconds, 0 where nobody knows.
     Raises what it raised: LadderError as it is, anything else as StageError with its traceback.
+    When no process can be started, raises LadderError and lets none start after it.
     """
     if multiprocessing.current_process().daemon:
         # A daemonic worker of somebody else's pool may not have children.
         return _function(target)(*arguments, progress=progress, cores=cores)
     warm_up()
     with CORES.hold(cores, seconds) as held:
-        receiver, sender = _FORK_SERVER.Pipe(duplex=False)
-        process = _FORK_SERVER.Process(
-            target=_child, args=(sender, _ROOT, target, arguments, held), daemon=True
-        )
-        with _starting, _without_main():
-            if bodies.stopped:
-                raise StageError("the run was stopped before it began")
-            process.start()
-            bodies.running.add(process)
-        sender.close()
+        process, receiver = _start((_ROOT, target, arguments, held), bodies)
         try:
             with receiver:
                 return _listen(receiver, process, progress)
+        except StageError:
+            if bodies.stopped:
+                raise StoppedError("its run was stopped") from None
+            raise
         finally:
             process.kill()
             process.join()
             bodies.running.discard(process)
+            process.close()  # an error that is kept would keep its descriptors
+
+
+def _start(arguments: tuple[Any, ...], bodies: Bodies) -> tuple[BaseProcess, Connection]:
+    """Start a body's process; gives it and where it answers."""
+    with _starting, _without_main():
+        if bodies.stopped:
+            raise StoppedError("its run was stopped before it began")
+        try:
+            machine.insist_on_room()
+            receiver, sender = _FORK_SERVER.Pipe(duplex=False)
+            with sender:
+                process = _FORK_SERVER.Process(
+                    target=_child, args=(sender, *arguments), daemon=True
+                )
+                process.start()
+        except (OSError, EOFError) as error:
+            bodies.stop()
+            raise _cannot_start(error) from error
+        bodies.running.add(process)
+        return process, receiver
 
 
 def _listen(receiver: Connection, process: BaseProcess, progress: Callable[..., None]) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import sys
+from typing import Any
 
 _SERVER = os.getpid()
 
@@ -18,5 +20,11 @@ def _leave() -> None:
         os._exit(0)
 
 
+def _say_nothing(*error: Any) -> None:
+    if os.getpid() != _SERVER:  # what cannot be forked here is told by who asked for it
+        sys.__excepthook__(*error)
+
+
 atexit.register(_leave)
+sys.excepthook = _say_nothing
 gc.disable()

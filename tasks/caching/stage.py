@@ -35,8 +35,8 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 import torch
 
-from tasks.caching import process
-from tasks.caching.basics import DamagedError, LadderError, StageError
+from tasks.caching import machine, process
+from tasks.caching.basics import DamagedError, LadderError, StageError, StoppedError
 from tasks.caching.fingerprint import check, fingerprint
 from tasks.caching.plan import (
     FIRST,
@@ -294,6 +294,7 @@ class Call:
         """Give what is stored, or compute and store it.  Raises LadderError, StageError."""
         record, why = self._find()
         if record is None:
+            self.store.insist_on_writing(self.stage.name)
             # Another process may be computing this key, or have done so just now.
             with self.store.lock(self.look.key):
                 if not self.refresh:
@@ -574,6 +575,8 @@ def _failure(future: Any) -> str:
     if not (future.state.is_failed() or future.state.is_crashed()):
         return ""
     error = future.state.result(raise_on_failure=False)
+    if isinstance(error, StoppedError):
+        return ""  # the run was, for a reason that another tells
     mine = isinstance(error, LadderError | StageError)
     return str(error) if mine else f"{future.state.name}: {error}"
 
@@ -582,6 +585,7 @@ def begin(settings: Settings) -> Session:
     """Open the session of a flow's body: stages called after it belong to it."""
     session = Session(replace(settings, audit=AUDIT.get(), began=time.time_ns()), PLAN.get())
     if session.planned is None:
+        machine.insist_on_open_files()
         process.warm_up()
         # Nobody clears the store away under a run; the kernel lets go if this process dies.
         weakref.finalize(session, os.close, Store(Path(settings.cache)).share())
