@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.console import plain
-from tasks.caching.basics import LadderError, data_root, expand
+from tasks.caching.basics import LadderError, data_root, expand, pointed_at, read_regular
 from tasks.caching.places import find_place, shown
 
 
@@ -92,8 +92,9 @@ def _dataset_of(home: Path) -> dict[str, Any]:
 
 def _latest(home: Path) -> Path:
     """The folder of a dataset's latest run, or of the newest that is left."""
-    if _is_file(home / "latest" / "results.json"):
-        return home / "latest"
+    latest = pointed_at(home / "latest")
+    if latest and _is_file(home / latest / "results.json"):
+        return home / latest
     return max((each.parent for each in home.glob("[0-9]*/results.json")), key=_age)
 
 
@@ -105,7 +106,9 @@ def _is_file(path: Path) -> bool:
 
 
 def _age(folder: Path) -> int:
-    return (folder / "results.json").stat().st_mtime_ns
+    with contextlib.suppress(OSError):  # removed meanwhile
+        return (folder / "results.json").stat().st_mtime_ns
+    return 0
 
 
 def open_report(run: str = "") -> Path:
@@ -143,12 +146,12 @@ def compare(before: str, now: str) -> dict[str, Any]:
 
 
 def _results(folder: Path) -> dict[str, Any]:
+    """A report's results.json.  Raises LadderError."""
     path = folder / "results.json"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(read_regular(path) or b""))
+    except (ValueError, TypeError, RecursionError) as error:
         raise LadderError(f"{path} cannot be read: {error}") from error
-    return dict(results)
 
 
 def _comparison(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ can be stored and reused.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import secrets
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +19,14 @@ from typing import Any
 import numpy as np
 
 from tasks import pictures, report
-from tasks.caching.basics import LadderError, write_atomic
+from tasks.caching.basics import (
+    DamagedError,
+    LadderError,
+    point_to,
+    pointed_at,
+    read_regular,
+    write_atomic,
+)
 from tasks.caching.plan import FIRST, Outcome, Planned, Ref
 from tasks.caching.stage import Session
 
@@ -50,8 +57,7 @@ def place(ref: Ref, outcomes: Mapping[str, Outcome], cache: Path) -> Path:
     comes back to it and only notes in results.json that each rung was cached.  What moved since
     the run before is put into the page, the Markdown and results.json.
     """
-    files: dict[str, bytes] = ref.load(cache)
-    results = json.loads(files["results.json"])
+    files, results = _of_a_report(ref.load(cache))
     for rung in results["rungs"]:
         outcome = outcomes.get(f"train[{rung['label']}]")
         rung["cached"] = outcome is not None and outcome.state == "cached"
@@ -67,25 +73,39 @@ def place(ref: Ref, outcomes: Mapping[str, Outcome], cache: Path) -> Path:
             BEFORE, markdown(compared).encode() + BEFORE
         )
     files["results.json"] = json.dumps(results, indent=1, allow_nan=False).encode()
-    for name, data in files.items():
-        path = folder / name
-        if not path.is_file() or path.read_bytes() != data:
-            write_atomic(path, data)
-    _point(reports / "latest", folder.name)
+    whole = all((folder / name).is_file() for name in files)
+    try:
+        for name, data in files.items():
+            if not _holds(folder / name, data):
+                write_atomic(folder / name, data)
+        point_to(reports / "latest", folder.name)
+    except LadderError:
+        if not whole:  # where nothing can be written, what is there serves as it is
+            raise
     return folder
 
 
-def _point(link: Path, target: str) -> None:
-    """Make a symbolic link point elsewhere in one step, so that it is never missing."""
-    if link.is_symlink() and str(link.readlink()) == target:
-        return
-    temporary = link.with_name(f".latest-{secrets.token_hex(4)}")
+def _of_a_report(value: Any) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """A stored report's files and its results.  Raises DamagedError for anything else.
+
+    Its names become files: whoever can write to the cache must not choose where they lie.
+    """
     try:
-        temporary.symlink_to(target)
-        temporary.replace(link)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LadderError(f"cannot write {link}: {error.strerror}") from error
+        results = json.loads(value["results.json"])
+        parts = [*value, results["dataset"]["home"]]
+        plain = all(re.fullmatch(r"[^/\0]+", part) and part not in (".", "..") for part in parts)
+        if plain and all(isinstance(data, bytes) for data in value.values()):
+            return dict(value), dict(results)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        pass
+    raise DamagedError("the stored report was not written here; --refresh report makes it again")
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file is there and holds just this."""
+    with contextlib.suppress(DamagedError):
+        return read_regular(path) == data
+    return False
 
 
 # Two runs held against each other
@@ -99,14 +119,16 @@ def with_the_run_before(
     A run that comes back to the report which is the latest already keeps what that one says.
     """
     try:
-        before = (reports / "latest").resolve()
-        old = json.loads((before / "results.json").read_text(encoding="utf-8"))
-        if before.name == run:
+        before = pointed_at(reports / "latest")
+        if before is None:
+            return None
+        old = json.loads(read_regular(reports / before / "results.json") or b"")
+        if before == run:
             kept: dict[str, Any] | None = old["compared"]
             return kept
         why = {name: outcome.why for name, outcome in outcomes.items()}
-        return {"run": before.name, **comparison(old, results, why)}
-    except (OSError, ValueError, LookupError, TypeError):
+        return {"run": before, **comparison(old, results, why)}
+    except (LadderError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None  # no run before, or its file was written by other hands or another version
 
 
