@@ -81,7 +81,7 @@ def fetch(
     Raises LadderError, leaving nothing behind, when it cannot be had or is not what it should be.
     """
     insist_on_name(name, "the name")
-    if name in RESERVED:
+    if name.casefold() in RESERVED:
         raise LadderError(
             f"'{name}' cannot name a dataset: the data root has a folder of that name"
         )
@@ -178,7 +178,7 @@ def _path_or_url(source: str) -> tuple[Path, str]:
         return Path(), source
     if parsed.scheme == "file" and host in (None, "", "localhost"):
         return Path(unquote(parsed.path)), ""
-    if "://" in source:
+    if "://" in source or not source:
         raise LadderError(
             f"--from {shown(source)} cannot be read; give a file's path, or a URL that begins with "
             "http://, https:// or file:///"

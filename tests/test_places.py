@@ -12,9 +12,10 @@ import pytest
 from cyclopts import App
 
 from flows import cli
-from flows.ladder import command_of, find_dataset, run_name
+from flows.ladder import command_of, find_dataset, open_session, run_name
 from tasks.caching.basics import LadderError, redacted
 from tasks.caching.places import find_place
+from tasks.caching.plan import asleep
 from tasks.publish import _slug
 
 Make = Callable[..., None]
@@ -149,6 +150,11 @@ def test_a_name_that_was_told_is_the_history(make: Make) -> None:
         ("mnist", "a/b", "cannot name a dataset"),
         ("mnist", "é" * 99, "cannot name a dataset"),
         ("mnist", " ", "cannot name a dataset"),
+        ("mnist", "pets.", "cannot name a dataset"),
+        ("mnist", "x" * 99_999, "--name a text of 99,999 characters cannot name"),
+        ("round", "", "is a broken link"),
+        ("round/../none", "", "no dataset"),
+        ("a'b:c://" * 99_999, "", "a text of 799,992 characters is a URL"),
         ("none", "", "no dataset 'none' under"),
         ("~nobody-of-this-name/x", "", "no dataset '~nobody-of"),
         ("../../../../../../etc/none", "", "no dataset"),
@@ -164,12 +170,29 @@ def test_what_is_no_dataset_is_one_line(
     """By command line and flow alike; nothing climbs the data root, no password is echoed."""
     (tmp_path / "file.tgz").touch()
     (tmp_path / "broken").symlink_to("gone")
+    (tmp_path / "round").symlink_to("round")
     with pytest.raises(LadderError, match=says) as caught:
         find_dataset(dataset, name)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
     assert "secret" not in str(caught.value)
     assert "secret" not in run_name({"dataset": dataset, "name": name})
+
+
+def test_a_runs_memory_goes_by_the_history(make: Make) -> None:
+    """Reasons never come from another dataset; a flow's run tells how to start it again."""
+    told = []
+    for dataset in ("teamA/images", "./teamA/images", "teamB/images"):
+        with asleep():
+            settings = open_session(find_dataset(dataset), "cpu", [], "").settings
+        assert settings.dataset == home(dataset)
+        told.append(shlex.split(settings.command)[2])
+    assert [find_place(each) for each in told] == [
+        find_place(each) for each in ("teamA/images", "./teamA/images", "teamB/images")
+    ]
+    assert run_name({"dataset": "./teamA/images"}) == "images"
+    assert run_name({"dataset": "./teamA/images", "name": "pets"}) == "pets"
+    assert run_name({}) == "mnist"
 
 
 def test_a_name_is_spelled_as_the_disk_has_it(

@@ -67,7 +67,7 @@ def printable(text: str) -> str:
 
 # Scheme; what stands before the last @, where it may be a password; host and path; query.
 _URL = re.compile(
-    r"([A-Za-z][\w+.-]*://)"
+    r"([A-Za-z][\w+.-]{0,20}://)"
     r"(?:[^\s/?#@:]+:(?!\d+/)\S*@|[^\s/?#]*@)?"
     r"([^\s?#'\"]*)([?#][^\s'\"]*)?"
 )

@@ -63,7 +63,7 @@ def insist_on_name(name: str, where: str) -> None:
     """Raise LadderError for what is no plain name for a dataset; `where` says what gave it."""
     # Marks, too, are parts of letters: of é typed as two, or of many in Hindi or Thai.
     letters = "".join(c for c in name if not unicodedata.category(c).startswith("M"))
-    if not re.fullmatch(r"\w[\w .+-]*", letters) or len(os.fsencode(name)) > 100:
+    if not re.fullmatch(r"\w([\w .+-]*[\w+-])?", letters) or len(os.fsencode(name)) > 100:
         raise LadderError(
             f"{where} {shown(name)} cannot name a dataset; choose letters, digits, - and _, "
             "at most 100"
@@ -72,6 +72,8 @@ def insist_on_name(name: str, where: str) -> None:
 
 def shown(text: str) -> str:
     """What a person gave, in quotes, on one line and cut where it is long."""
+    if len(text) > 10_000:
+        return f"a text of {len(text):,} characters"
     line = printable(redacted(text)).replace("\n", "\\n")
     return f"'{line}'" if len(line) <= 100 else f"'{line[:60]}...' ({len(line):,} characters)"
 
@@ -81,7 +83,9 @@ def absolute(path: Path) -> Path:
     here = Path("/")
     for part in (path if path.is_absolute() else _here() / path).parts[1:]:
         if part == "..":
-            here = (here.resolve() if here.is_symlink() else here).parent
+            with contextlib.suppress(OSError, RuntimeError):  # links that go round in a circle
+                here = here.resolve() if here.is_symlink() else here
+            here = here.parent
         else:
             here = here / _spelled(here, part)
     return here
