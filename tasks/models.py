@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ def convnet(shape: Sequence[int], classes: int) -> nn.Module:
     height, width = [((s + 2 * around - 5) // stride - 1) // 2 - trim for s in shape[:2]]
     return nn.Sequential(
         Maps(),
-        first(channels(shape), 16, 5, stride, around),
+        First(channels(shape), 16, 5, stride, around),
         Norm(16),
         nn.ReLU(),
         Conv(16, 32, 3, padding=0),
@@ -64,7 +64,7 @@ def resnet18(shape: Sequence[int], classes: int) -> nn.Module:
     """ResNet18 of He et al., Deep Residual Learning for Image Recognition, table 1."""
     return nn.Sequential(
         Maps(),
-        first(channels(shape), 64, 7, 2, 3),
+        First(channels(shape), 64, 7, 2, 3),
         Norm(64),
         nn.MaxPool2d(3, stride=2, padding=1),  # commutes with ReLU, which so has less to do
         nn.ReLU(),
@@ -83,10 +83,25 @@ def resnet18(shape: Sequence[int], classes: int) -> nn.Module:
     )
 
 
-def first(inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> nn.Module:
+class First(nn.Conv2d):
     """The convolution that images meet first, whose one or three channels suit torch's kernels."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
-    return layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: int) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights, channels last."""
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub
+        draw_uniform(self.weight)
+
+
+def draw_uniform(weight: Tensor) -> None:
+    """Torch's start of a convolution, but drawn in the order in which the weights lie.
+
+    weight[outputs, inputs, kernel, kernel], within 1 / sqrt(inputs of an output).
+    """
+    bound = weight[0].numel() ** -0.5
+    nn.init.uniform_(weight, -bound, bound)
 
 
 class Residual(nn.Module):
@@ -126,10 +141,12 @@ class Conv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, *, padding: int):
         super().__init__(inputs, outputs, kernel, stride, padding, bias=False)
-        # Lies as [kernel, kernel, outputs, inputs], so that no step has to turn it.
-        lying = torch.empty(kernel, kernel, outputs, inputs).permute(2, 3, 0, 1)
-        self.weight = nn.Parameter(lying)
-        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights, which lie as [kernel, kernel, outputs, inputs], as steps want them."""
+        lying = self.weight.detach().permute(2, 3, 0, 1).contiguous()
+        self.weight = nn.Parameter(lying.permute(2, 3, 0, 1))
+        draw_uniform(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """x[B, inputs, H, W] -> [B, outputs, (H + 2 padding - kernel) / stride + 1, ...]."""
@@ -288,23 +305,26 @@ def channels(shape: Sequence[int]) -> int:
 
 
 def initialize(model: nn.Module, init: str, generator: torch.Generator) -> None:
-    """Draw a model's parameters from `generator`, in place.
+    """Draw a model's first weights from `generator`, in place.
 
-    "randn" is the post's: every weight and bias from the standard normal distribution.
-    "default" is torch's: uniform within 1 / sqrt(inputs of a unit).  Batch norms start as the
-    identity either way.
+    "randn" is the post's: the weights and biases of linear layers, and of this chapter's
+    convolutions, from the standard normal distribution, as a generator of this seed begins.
+    Frozen ones, norms, torch's convolutions and whatever else there is stay as they were built.
+    "default" leaves all as it was built: torch's layers uniform within 1 / sqrt(inputs of a unit).
     """
-    with torch.no_grad():
-        for layer in model.modules():
-            if isinstance(layer, Norm):
-                layer.reset_parameters()
-            elif isinstance(layer, (nn.Linear, nn.Conv2d)):
-                bound = layer.weight[0].numel() ** -0.5
-                for parameter in layer.parameters():
-                    if init == "randn":
-                        parameter.normal_(generator=generator)
-                    else:
-                        parameter.uniform_(-bound, bound, generator=generator)
+    if init == "randn":
+        generator.manual_seed(generator.initial_seed())
+        for parameter in _linear_parameters(model):
+            parameter.data.normal_(generator=generator)
+
+
+def _linear_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights and biases, frozen ones left out, of linear layers and our convolutions."""
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, First, Conv)):
+            for name, parameter in layer.named_parameters(recurse=False):
+                if name in ("weight", "bias") and parameter.requires_grad:
+                    yield parameter
 
 
 MODELS = {"linear": linear, "mlp": mlp, "convnet": convnet, "resnet18": resnet18}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
+import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -81,21 +85,20 @@ def train(
     seen, held_out, tests = split(training, testing, shape, validation)
 
     generator = torch.Generator().manual_seed(recipe.seed)
-    model = new_model(build, shape, len(classes))
+    model = new_model(build, shape, len(classes), generator)
     initialize(model, recipe.init, generator)
+    check_numbers(model)
     if run.device == "cuda":  # a CPU wants its weights as `models.Conv` lays them
         model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub
     optimizer = optimize(list(model.parameters()), recipe.weight_decay)
     state = State(model, optimizer, generator, [])
     fit(state, seen, held_out, criterion=criterion, schedule=schedule, recipe=recipe, run=run)
 
-    said = probabilities(model, tests.images, recipe.precision)
+    with seeded(recipe.seed, run.device):
+        said = probabilities(model, tests.images, recipe.precision)
     confusion = confusion_matrix(tests.labels, said.argmax(1), len(classes))
     return {
-        "weights": Weights(
-            {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()},
-            describe(recipe, classes, shape),
-        ),
+        "weights": Weights(contents(model), describe(recipe, classes, shape)),
         "history": state.history,
         "testing_accuracy": accuracy(said, tests.labels),
         "per_class": (confusion.diag().double() / confusion.sum(1).clamp(min=1)).tolist(),
@@ -181,19 +184,112 @@ def gather(stacks: list[Stack], chosen: list[np.ndarray], shape: Sequence[int]) 
     return Labelled(images, torch.cat(labels))
 
 
+_seeding = threading.RLock()  # what draws from a process's own streams takes turns
+
+
+@contextmanager
+def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
+    """Seed torch's, NumPy's and Python's own streams inside, and leave them as they were after.
+
+    Ours never draw from them, but a model may: its builder when it makes its weights, dropout in
+    each step.
+    """
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with _seeding, torch.random.fork_rng(devices):
+        before = np.random.get_state(), random.getstate()
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(before[0])
+            random.setstate(before[1])
+
+
 def new_model(
-    build: Callable[[Sequence[int], int], nn.Module], shape: Sequence[int], classes: int
+    build: Callable[[Sequence[int], int], nn.Module],
+    shape: Sequence[int],
+    classes: int,
+    generator: torch.Generator,
 ) -> nn.Module:
-    """A model with its parameters still to be filled, made without a draw from torch's own RNG."""
-    with torch.device("meta"):
-        model = build(shape, classes)
-    # As `to_empty` does, which imports a part of torch's compiler, for half a second.
-    blank = {
-        name: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)
-        for name, t in model.state_dict().items()
-    }
-    model.load_state_dict(blank, assign=True)
+    """A model as its builder makes it, which draws from the stream of `generator`, on the CPU.
+
+    What the builder leaves uninitialised is NaN here, for `check_numbers` to find.
+    Raises LadderError for what no training here can train.
+    """
+    seed = generator.initial_seed()
+    with seeded(seed):
+        mode = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode("warn")  # in which torch.empty fills with NaN
+        try:
+            model = build(shape, classes)
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+        if torch.initial_seed() == seed:  # else the builder has fixed one for all recipes
+            generator.set_state(torch.get_rng_state())
+    check_model(model)
     return model
+
+
+def check_model(model: object) -> None:
+    """Raise LadderError for what a builder must not return."""
+    if not isinstance(model, nn.Module):
+        raise LadderError(f"the model's builder returned {type(model).__name__}, not an nn.Module")
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise LadderError(f"the model's '{name}' has no size yet: give lazy layers their sizes")
+        if tensor.device.type != "cpu":
+            raise LadderError(f"the model's '{name}' is on {tensor.device}: build it on the CPU, "
+                              "and choose where it trains by --device")  # fmt: skip
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise LadderError("the model has no parameters, so there is nothing to train")
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise LadderError("all parameters of the model are frozen (requires_grad=False), "
+                          "so there is nothing to train")  # fmt: skip
+    for name, parameter in parameters.items():
+        if parameter.dtype != torch.float32 and parameter.requires_grad:
+            raise LadderError(f"the model's '{name}' is of {parameter.dtype}: a model trains in "
+                              "torch.float32, call .float() on it")  # fmt: skip
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise LadderError(f"the model keeps a {type(value).__name__} as '{name}', which cannot "
+                              "be stored: make it a tensor, by register_buffer")  # fmt: skip
+
+
+def check_numbers(model: nn.Module) -> None:
+    """Raise LadderError for parameters and buffers that hold NaN before a step is taken."""
+    for name, tensor in contents(model).items():
+        if tensor.isnan().any():
+            raise LadderError(f"the model's '{name}' holds NaN before its first step: give it "
+                              "numbers in the builder, for example by torch.zeros")  # fmt: skip
+
+
+def contents(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of each parameter and buffer, those that are not persistent too, on the CPU."""
+    tensors = {**dict(model.named_buffers()), **model.state_dict()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Take back what `contents` gave.  Raises LadderError where a model has become another."""
+    buffers = {name: each for name, each in model.named_buffers() if name in tensors}
+    persistent = model.state_dict()
+    try:
+        model.load_state_dict(
+            {n: t for n, t in tensors.items() if n in persistent or n not in buffers}
+        )
+        for name in buffers.keys() - persistent.keys():
+            buffers[name].copy_(tensors[name])
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise LadderError(
+            f"these weights are not of the model that the code now builds: {text}"
+        ) from error
 
 
 class State(NamedTuple):
@@ -231,10 +327,11 @@ def fit(
         note = f"epoch {epoch + 1} of {recipe.epochs}"
         way = course(state.generator, recipe, schedule, len(seen.labels), epoch)
         steps = len(way.rates)
-        for taken in descent.go(way):
-            tell(epoch * steps + taken, recipe.epochs * steps, note)
-        loss_mean = descent.loss_sum.item() / len(seen.labels)
-        said = probabilities(model, watched, recipe.precision)
+        with seeded(stream(recipe.seed, epoch), run.device):
+            for taken in descent.go(way):
+                tell(epoch * steps + taken, recipe.epochs * steps, note)
+            loss_mean = descent.loss_sum.item() / len(seen.labels)
+            said = probabilities(model, watched, recipe.precision)
         if not math.isfinite(loss_mean) or not said.isfinite().all():
             raise LadderError(
                 f"train {recipe.model}, {recipe.loss}, seed {recipe.seed} diverged in epoch "
@@ -247,6 +344,14 @@ def fit(
         save(run.scratch, origin, state)
         note += f": loss {loss_mean:.4f}, validation {right:.2%}"
         run.progress((epoch + 1) * steps, recipe.epochs * steps, note)
+
+
+def stream(seed: int, epoch: int) -> int:
+    """The seed of what a model itself draws in an epoch, counted from 0: 32 bits.
+
+    Its own for each, so that a training that goes on needs to remember no more.
+    """
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
 class Course(NamedTuple):
@@ -438,8 +543,10 @@ def load_model(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> nn
     metadata["preprocessing"] the shape and Pillow mode of an image.
     """
     shape = json.loads(metadata["preprocessing"])["shape"]
-    model = new_model(MODELS[metadata["model"]], shape, len(json.loads(metadata["classes"])))
-    model.load_state_dict(dict(tensors))
+    generator = torch.Generator().manual_seed(json.loads(metadata["recipe"])["seed"])
+    classes = json.loads(metadata["classes"])
+    model = new_model(MODELS[metadata["model"]], shape, len(classes), generator)
+    fill(model, tensors)
     return model.eval()
 
 
@@ -576,7 +683,7 @@ def put_back(
     state: State, weights: Mapping[str, Tensor], slots: Mapping[str, Tensor], history: list[Any]
 ) -> None:
     """Bring a fresh state to where a training was."""
-    state.model.load_state_dict(weights)
+    fill(state.model, weights)
     prefix = "optimizer."
     state.optimizer.restore(
         {name.removeprefix(prefix): each for name, each in slots.items() if name != "generator"}
@@ -602,8 +709,7 @@ def save(scratch: Path | None, origin: str, state: State) -> None:
     """Put a checkpoint into `scratch`, whole or not at all.  Raises LadderError on a full disk."""
     if scratch is None:
         return
-    weights = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    tensors = {f"model.{name}": tensor for name, tensor in contents(state.model).items()}
     tensors |= moving(state)
     metadata = {"origin": origin, "history": json.dumps(state.history)}
     metadata["digest"] = digest(tensors, metadata)
@@ -634,7 +740,7 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     sha = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         sha.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
-        sha.update(tensors[name].numpy().tobytes())
+        sha.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 

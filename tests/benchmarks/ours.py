@@ -112,8 +112,8 @@ def trained(
 @functools.cache
 def _descent(recipe: Recipe) -> Descent:
     """A training of one batch of noise."""
-    model = new_model(MODELS[recipe.model], (28, 28), 10)
     generator = torch.Generator().manual_seed(0)
+    model = new_model(MODELS[recipe.model], (28, 28), 10, generator)
     initialize(model, recipe.init, generator)
     optimizer = OPTIMIZERS[recipe.optimizer]([*model.parameters()], recipe.weight_decay)
     noise = torch.randint(256, (recipe.batch_size, 28, 28), dtype=torch.uint8)
