@@ -16,8 +16,12 @@ from tasks.caching.basics import LadderError
 from tasks.losses import LOSSES
 from tasks.models import MODELS
 
-# Where a model's defaults differ from the post's, which are those of Recipe's fields.
+# Where a model's defaults differ from the post's, which are those of Recipe's fields.  All models
+# but the post's start as they were built: a builder may have loaded weights.
+BUILT = {"init": "default"}
 DEFAULTS: dict[str, dict[str, Any]] = {
+    "linear": {"init": "randn"},
+    "mlp": {"init": "randn"},
     "convnet": {
         "epochs": 2,
         "batch_size": "auto",
@@ -25,7 +29,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "schedule": "triangular",
         "optimizer": "adamw",
         "weight_decay": 0.01,
-        "init": "default",
         "label_smoothing": 0.1,
         "shift": 1,
         "precision": "auto",
@@ -37,7 +40,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "schedule": "one_cycle",
         "optimizer": "adamw",
         "weight_decay": 0.01,
-        "init": "default",
         "label_smoothing": 0.1,
         "shift": 1,
         "precision": "auto",
@@ -71,7 +73,9 @@ class Recipe(BaseModel):
         0.0, ge=0, le=1, description="Each step shrinks the parameters by lr times this"
     )
     init: Literal["randn", "default"] = Field(
-        "randn", description="Initial weights: standard normal as in the post, or torch's default"
+        "randn",
+        description="Initial weights: randn draws linear layers as the post does, default leaves "
+        "all as the model's builder made it, and is what models but linear and mlp start from",
     )
     label_smoothing: float = Field(
         0.0, ge=0, le=0.9, description="Share of each label that is spread over all classes"
@@ -110,7 +114,7 @@ class Recipe(BaseModel):
             return given
         for field in given:
             known("field", field, cls.model_fields)
-        return DEFAULTS.get(str(given.get("model")), {}) | dict(given)
+        return BUILT | DEFAULTS.get(str(given.get("model")), {}) | dict(given)
 
     @field_validator("model")
     @classmethod

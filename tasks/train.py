@@ -20,6 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from numpy.random import SeedSequence
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
@@ -351,7 +352,7 @@ def stream(seed: int, epoch: int) -> int:
 
     Its own for each, so that a training that goes on needs to remember no more.
     """
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    return int(SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
 class Course(NamedTuple):
