@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
-import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -24,6 +20,7 @@ from numpy.random import SeedSequence
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from tasks.building import check_numbers, contents, fill, new_model, seeded
 from tasks.caching.basics import LadderError, write_atomic
 from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack, Weights
@@ -183,114 +180,6 @@ def gather(stacks: list[Stack], chosen: list[np.ndarray], shape: Sequence[int]) 
             torch.index_select(stack.images, 0, index, out=part)
     labels = [torch.full((len(index),), label) for label, index in enumerate(rows)]
     return Labelled(images, torch.cat(labels))
-
-
-_seeding = threading.RLock()  # what draws from a process's own streams takes turns
-
-
-@contextmanager
-def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
-    """Seed torch's, NumPy's and Python's own streams inside, and leave them as they were after.
-
-    Ours never draw from them, but a model may: its builder when it makes its weights, dropout in
-    each step.
-    """
-    devices = [torch.cuda.current_device()] if device == "cuda" else []
-    with _seeding, torch.random.fork_rng(devices):
-        before = np.random.get_state(), random.getstate()
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(before[0])
-            random.setstate(before[1])
-
-
-def new_model(
-    build: Callable[[Sequence[int], int], nn.Module],
-    shape: Sequence[int],
-    classes: int,
-    generator: torch.Generator,
-) -> nn.Module:
-    """A model as its builder makes it, which draws from the stream of `generator`, on the CPU.
-
-    What the builder leaves uninitialised is NaN here, for `check_numbers` to find.
-    Raises LadderError for what no training here can train.
-    """
-    seed = generator.initial_seed()
-    with seeded(seed):
-        mode = torch.get_deterministic_debug_mode()
-        torch.set_deterministic_debug_mode("warn")  # in which torch.empty fills with NaN
-        try:
-            model = build(shape, classes)
-        finally:
-            torch.set_deterministic_debug_mode(mode)
-        if torch.initial_seed() == seed:  # else the builder has fixed one for all recipes
-            generator.set_state(torch.get_rng_state())
-    check_model(model)
-    return model
-
-
-def check_model(model: object) -> None:
-    """Raise LadderError for what a builder must not return."""
-    if not isinstance(model, nn.Module):
-        raise LadderError(f"the model's builder returned {type(model).__name__}, not an nn.Module")
-    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        if nn.parameter.is_lazy(tensor):
-            raise LadderError(f"the model's '{name}' has no size yet: give lazy layers their sizes")
-        if tensor.device.type != "cpu":
-            raise LadderError(f"the model's '{name}' is on {tensor.device}: build it on the CPU, "
-                              "and choose where it trains by --device")  # fmt: skip
-    parameters = dict(model.named_parameters())
-    if not parameters:
-        raise LadderError("the model has no parameters, so there is nothing to train")
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise LadderError("all parameters of the model are frozen (requires_grad=False), "
-                          "so there is nothing to train")  # fmt: skip
-    for name, parameter in parameters.items():
-        if parameter.dtype != torch.float32 and parameter.requires_grad:
-            raise LadderError(f"the model's '{name}' is of {parameter.dtype}: a model trains in "
-                              "torch.float32, call .float() on it")  # fmt: skip
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise LadderError(f"the model keeps a {type(value).__name__} as '{name}', which cannot "
-                              "be stored: make it a tensor, by register_buffer")  # fmt: skip
-
-
-def check_numbers(model: nn.Module) -> None:
-    """Raise LadderError for parameters and buffers that hold NaN before a step is taken."""
-    for name, tensor in contents(model).items():
-        if tensor.isnan().any():
-            raise LadderError(f"the model's '{name}' holds NaN before its first step: give it "
-                              "numbers in the builder, for example by torch.zeros")  # fmt: skip
-
-
-def contents(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of each parameter and buffer, those that are not persistent too, on the CPU."""
-    tensors = {**dict(model.named_buffers()), **model.state_dict()}
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-
-
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Take back what `contents` gave.  Raises LadderError where a model has become another."""
-    buffers = {name: each for name, each in model.named_buffers() if name in tensors}
-    persistent = model.state_dict()
-    try:
-        model.load_state_dict(
-            {n: t for n, t in tensors.items() if n in persistent or n not in buffers}
-        )
-        for name in buffers.keys() - persistent.keys():
-            buffers[name].copy_(tensors[name])
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        raise LadderError(
-            f"these weights are not of the model that the code now builds: {text}"
-        ) from error
 
 
 class State(NamedTuple):

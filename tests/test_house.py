@@ -18,6 +18,7 @@ CHAPTERS = [
     "decode",
     "baseline",
     "models",
+    "building",
     "losses",
     "recipes",
     "train",

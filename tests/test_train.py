@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
+from tasks.building import new_model
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
 from tasks.caching.store import Stack
@@ -30,7 +31,6 @@ from tasks.train import (
     batches,
     course,
     load_model,
-    new_model,
     one_cycle,
     probabilities,
     repeated,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flows.ladder import open_session
 from tasks.baseline import DISTANCES, baseline, mean
+from tasks.building import new_model
 from tasks.caching.process import keep_freed_memory
 from tasks.caching.stage import Run
 from tasks.caching.store import Stack
@@ -32,7 +33,6 @@ from tasks.train import (
     State,
     constant,
     course,
-    new_model,
     train,
 )
 
