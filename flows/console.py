@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tasks.caching.basics import printable
+from tasks.words import evidence, left_aside, mark
 
 if TYPE_CHECKING:
     from tasks.caching.plan import Planned
@@ -258,28 +259,45 @@ def print_store(records: list[Held]) -> None:
 
 
 def print_ladder(folder: Path) -> None:
-    """The ladder of a finished run as a small table, and where its report is."""
+    """The ladder of a finished run as a small table, its verdict, and where its report is."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("rung", no_wrap=True)
-    for head in ("accuracy", "95 % interval", "seconds"):
+    unequal = results["health"]["unequal"]
+    for head in ("accuracy", "95 % interval", *(["balanced"] if unequal else []), "seconds"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("")
+
+    def even(entry: dict[str, Any]) -> list[str]:
+        return [f"{entry['balanced_accuracy']:.2%}"] if unequal else []
+
     table.add_row("guessing", f"{results['random_baseline']:.2%}")
     for baseline in results["baselines"]:
         low, high = baseline["interval"]
         accuracy, interval = f"{baseline['accuracy']:.2%}", f"{low:.1%} to {high:.1%}"
-        table.add_row(f"mean image, {baseline['distance']}", accuracy, interval)
+        note = mark(results, baseline["label"])
+        table.add_row(baseline["label"], accuracy, interval, *even(baseline), "", note)
     for rung in results["rungs"]:
         low, high = rung["interval"]
         table.add_row(
             plain(rung["label"]),
             f"{rung['testing_accuracy']:.2%}",
             f"{low:.1%} to {high:.1%}",
+            *even(rung),
             f"{rung['seconds']:.1f}",
-            "cached" if rung["cached"] else "",
+            ", ".join(filter(None, [mark(results, rung["label"]), "cached" * rung["cached"]])),
             style="bold" if rung["label"] == results["answer"]["best"] else "",
         )
     console = Console()
     console.print(table)
-    console.print(f"\nreport: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print()
+    for line in verdict(results):
+        console.print(plain(line), highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def verdict(results: dict[str, Any]) -> list[str]:
+    """What the numbers say, and all that is to be known before they are believed, line by line."""
+    left = left_aside(results["health"]["skipped"])
+    said = [results["headline"], *evidence(results)]
+    return [*said, *(f"warning: {each}" for each in results["warnings"]), *([left] if left else [])]

@@ -30,7 +30,7 @@ from tasks.caching.stage import Session, Settings, begin
 from tasks.decode import decode
 from tasks.fetch import RESERVED, fetch
 from tasks.publish import announce, publish
-from tasks.recipes import Recipe, default_ladder, label
+from tasks.recipes import Recipe, default_ladder, label, left_out
 from tasks.report import report
 from tasks.scan import scan
 from tasks.train import train
@@ -92,7 +92,7 @@ def ladder(
     }
     page = report(
         place.name, data.classes, training, testing, means, baselines, rungs, chosen, validation,
-        data.skipped, place.home,
+        data.skipped, left_out(chosen.values()), place.home,
     )  # fmt: skip
     return publish(session, page)
 

@@ -1,6 +1,6 @@
-"""The baseline: the average image of each class, and the nearest of them as a first classifier.
+"""The baselines: the nearest average image of a class, and always the commonest class.
 
-Machine learning must beat this before it is worth its cost.
+Machine learning must beat the best of them before it is worth its cost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def baseline(
 
     means: C x [H, W(, 3)] float32;  testing: C stacks, both in the order of classes.
     Gives {"distance", "accuracy", "mean_of_classes", "per_class"}: fractions, 0 to 1.  "accuracy"
-    weighs every image alike, "mean_of_classes" every class (the figure of the post).  "said" [N]
+    weighs every image alike, "mean_of_classes" every class that has images (the figure of the
+    post); "per_class" is 0 for a class without.  "said" [N]
     int32 is what each testing image was called, in the order of the stacks.
     Raises LadderError when the images of a class differ in shape from the means.
     """
@@ -44,18 +45,28 @@ def baseline(
     said, right = [], []
     for truth, stack in enumerate(testing):
         _check_shape(f"testing/{classes[truth]}", stack.images.shape[1:], means[0].shape)
-        images = stack.images.reshape(len(stack.images), -1).float() / 255  # [N, D]
+        images = stack.images.flatten(1).float() / 255  # [N, D]
         said.append(measure(images, prototypes).argmin(dim=1))  # [N, C] -> [N]
         right.append((said[-1] == truth).sum().item())
     counts = [len(stack.images) for stack in testing]
-    per_class = [hits / count for hits, count in zip(right, counts, strict=True)]
+    per_class = [hits / max(1, count) for hits, count in zip(right, counts, strict=True)]
     return {
         "distance": distance,
         "accuracy": sum(right) / sum(counts),
-        "mean_of_classes": sum(per_class) / len(per_class),
+        "mean_of_classes": sum(per_class) / sum(count > 0 for count in counts),
         "per_class": per_class,
         "said": torch.cat(said).int(),
     }
+
+
+def commonest(training: list[Stack], testing: list[Stack]) -> tuple[int, Tensor]:
+    """The class with the most training images, the first of several, said of every testing image.
+
+    Gives its index and what each testing image is called, [N] int32.
+    """
+    counts = [len(stack.names) for stack in training]
+    most = counts.index(max(counts))
+    return most, torch.full((sum(len(stack.names) for stack in testing),), most).int()
 
 
 def _flat(means: list[Tensor], classes: list[str]) -> Tensor:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.caching.store import Stack
+from tasks.words import duration
 
 TILE = 56  # longest side of a tile in pixels; larger images are scaled down
 COLUMNS = 16  # tiles in one row of a sheet
@@ -294,18 +295,6 @@ def curves(rungs: Sequence[dict[str, Any]], validation_images: int, width: int) 
     return _svg(
         figure, f"curves-{width}", f"Validation error after the last epoch: {'; '.join(told)}."
     )
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as a person says them; a dash where they are not known."""
-    if seconds is None:
-        return "-"
-    if seconds < 100:
-        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 10:
-        return f"{minutes} min {rest} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _log_odds(share: float, n: int) -> float:

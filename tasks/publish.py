@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks import pictures, report
+from tasks import measures, report, words
 from tasks.caching.basics import (
     DamagedError,
     LadderError,
@@ -167,7 +167,7 @@ def comparison(
 
 def _by_label(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every baseline and rung of a run, with its `accuracy` under one name."""
-    baselines = {f"mean image, {each['distance']}": each for each in results["baselines"]}
+    baselines = {each["label"]: each for each in results["baselines"]}
     rungs = {
         each["label"]: each | {"accuracy": each["testing_accuracy"]} for each in results["rungs"]
     }
@@ -188,14 +188,14 @@ def _row(
         return row
     row["why"] = _changes(old.get("recipe", {}), new.get("recipe", {}))
     if same:
-        row["test"] = report.compare(_unpacked(new["right"], n), _unpacked(old["right"], n))
+        row["test"] = measures.compare(_unpacked(new["right"], n), _unpacked(old["right"], n))
         return row | {"real": row["test"]["p"] < 0.05}
     (low, high), (bottom, top) = old["interval"], new["interval"]
     return row | {"real": bottom > high or top < low}
 
 
 def _unpacked(right: str, n: int) -> np.ndarray:
-    """What `report.packed` packed.  [n] bool."""
+    """What `measures.packed` packed.  [n] bool."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(right), np.uint8))
     return bits[:n].astype(bool)
 
@@ -245,7 +245,7 @@ def section_of(compared: dict[str, Any]) -> str:
 def markdown(compared: dict[str, Any]) -> str:
     """A comparison as a section of Markdown."""
     rows = [
-        [row["label"], report.percent(row["before"]), report.percent(row["now"]), moved(row),
+        [row["label"], words.percent(row["before"]), words.percent(row["now"]), moved(row),
          "; ".join(row["why"])]
         for row in compared["rows"]
     ]  # fmt: skip
@@ -295,7 +295,9 @@ def _show_in_prefect(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
         description=f"The whole report: {folder / 'report.html'}",
     )
     create_table_artifact(
-        ladder_table(results), key=f"ladder-{name}", description="What each rung buys"
+        ladder_table(results),
+        key=f"ladder-{name}",
+        description=" ".join([results["headline"], *map(words.escaped, results["warnings"])]),
     )
     create_table_artifact(
         stages_table(outcomes), key=f"stages-{name}", description="What ran, what was cached, why"
@@ -303,16 +305,21 @@ def _show_in_prefect(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
 
 
 def ladder_table(results: dict[str, Any]) -> list[dict[str, str]]:
-    """A row for each baseline and rung, the best first."""
-    entries = sorted(_by_label(results).items(), key=lambda item: -item[1]["accuracy"])
+    """A row for each rung, from the top of the ladder down, and for each baseline below them."""
+    rungs = [each | {"accuracy": each["testing_accuracy"]} for each in reversed(results["rungs"])]
+    floors = sorted(results["baselines"], key=lambda each: -each["accuracy"])
     return [
         {
-            "rung": report.readable(label),
-            "testing accuracy": report.percent(each["accuracy"]),
-            "95 % interval": report.span(each["interval"]),
-            "training time": pictures.duration(each.get("seconds")),
+            "rung": words.readable(each["label"]),
+            "testing accuracy": words.percent(each["accuracy"]),
+            "95 % interval": words.span(each["interval"]),
+            "balanced accuracy": words.percent(each["balanced_accuracy"]),
+            "macro F1": f"{each['macro_f1']:.4f}",
+            "validation": words.percent(each.get("validation_accuracy")),
+            "training time": words.duration(each.get("seconds")),
+            "note": words.mark(results, each["label"]),
         }
-        for label, each in entries
+        for each in (*rungs, *floors)
     ]
 
 
@@ -320,10 +327,10 @@ def plan_table(planned: list[Planned]) -> list[dict[str, str]]:
     """A row for each stage: what would become of it, and why; first those that would run."""
     return [
         {
-            "stage": report.readable(each.stage),
+            "stage": words.readable(each.stage),
             "state": each.state,
-            "last time": pictures.duration(each.seconds),
-            "why": report.readable("; ".join(each.why)),
+            "last time": words.duration(each.seconds),
+            "why": words.readable("; ".join(each.why)),
         }
         for each in sorted(planned, key=lambda each: each.state == "cached")
     ]
@@ -333,10 +340,10 @@ def stages_table(outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
     """A row for each stage: its state, how long it took and why it ran; first those that ran."""
     return [
         {
-            "stage": report.readable(name),
+            "stage": words.readable(name),
             "state": outcome.state,
-            "time": pictures.duration(outcome.seconds),
-            "why": report.readable("; ".join(outcome.why)),
+            "time": words.duration(outcome.seconds),
+            "why": words.readable("; ".join(outcome.why)),
         }
         for name, outcome in sorted(outcomes.items(), key=lambda item: item[1].state == "cached")
     ]

@@ -144,6 +144,24 @@ def default_ladder() -> list[Recipe]:
     ]
 
 
+def left_out(recipes: Iterable[Recipe]) -> list[str]:
+    """What of the default ladder these recipes leave out: rungs, and epochs of those they train.
+
+    Nothing where all of it is climbed; a report of a part must not speak for the whole.
+    """
+    trained: dict[tuple[str, str], int] = {}
+    for recipe in recipes:
+        rung = recipe.model, recipe.loss
+        trained[rung] = max(recipe.epochs, trained.get(rung, 0))
+    missing = []
+    for rung in default_ladder():
+        epochs = trained.get((rung.model, rung.loss), 0)
+        if epochs < rung.epochs:
+            part = f" ({epochs} of {rung.epochs} epochs)" if epochs else ""
+            missing.append(f"{rung.model}, {rung.loss}{part}")
+    return missing
+
+
 def cross(
     models: Iterable[str], losses: Iterable[str], seeds: Iterable[int] = (0,), **fixed: Any
 ) -> list[Recipe]:

@@ -146,8 +146,7 @@ def split(
 ) -> tuple[Labelled, Labelled, Labelled]:
     """The images to train on, those to watch meanwhile, and those to test on.
 
-    An image is held out when its own digest says so: it never changes sides when others come
-    or go, and equal images are always on the same side.
+    Equal images are always on the same side, see `held_out_of`.
     """
     tests = gather(testing, [np.full(len(stack.names), True) for stack in testing], shape)
     if validation == "testing":
@@ -156,7 +155,7 @@ def split(
     else:
         if not 0 < validation < 1:
             raise LadderError(f"validation is a fraction between 0 and 1, not {validation}")
-        out = [draw(stack.digests) < validation for stack in training]
+        out = held_out_of([stack.digests for stack in training], validation)
         seen, held_out = gather(training, [~o for o in out], shape), gather(training, out, shape)
     if len(seen.labels) < 2 or not len(held_out.labels) or not len(tests.labels):
         raise LadderError(
@@ -164,6 +163,25 @@ def split(
             f"{len(tests.labels)} for testing are too few: add images or change validation"
         )
     return seen, held_out, tests
+
+
+def held_out_of(classes: list[np.ndarray], validation: float) -> list[np.ndarray]:
+    """Which images of each class are held out: those whose own number is below `validation`.
+
+    So an image stays on its side when others come or go, but for one case: a class that would be
+    held out whole keeps its image with the highest number, and training keeps what equals it.
+    classes: an array of digests [N, 32] uint8 each; gives [N] bool for each.
+    """
+    out = [draw(digests) < validation for digests in classes]
+    last = [
+        digests[draw(digests).argmax()].tobytes()
+        for digests, held in zip(classes, out, strict=True)
+        if held.size and held.all()
+    ]
+    for digest in last:
+        kept = [(digests == np.frombuffer(digest, np.uint8)).all(axis=1) for digests in classes]
+        out = [held & ~keep for held, keep in zip(out, kept, strict=True)]
+    return out
 
 
 def draw(digests: np.ndarray) -> np.ndarray:

@@ -22,6 +22,8 @@ CHAPTERS = [
     "losses",
     "recipes",
     "train",
+    "measures",
+    "words",
     "pictures",
     "report",
     "publish",

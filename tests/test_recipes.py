@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.caching.basics import LadderError
-from tasks.recipes import DEFAULTS, Recipe, cross, default_ladder, label, read_recipes
+from tasks.recipes import DEFAULTS, Recipe, cross, default_ladder, label, left_out, read_recipes
 
 
 def quick(model: str = "linear", **fields: Any) -> Recipe:
@@ -30,6 +30,19 @@ def test_the_default_ladder_is_the_posts_climb() -> None:
         assert (r.epochs, r.batch_size, r.lr) == (41, 256, 1.0)
         assert (r.schedule, r.optimizer, r.init) == ("constant", "sgd", "randn")
     assert (ladder[5].epochs, ladder[5].schedule) == (4, "one_cycle")
+
+
+def test_what_a_part_of_the_ladder_leaves_out() -> None:
+    """Rungs that are not there, and epochs that are fewer; more rungs leave nothing out."""
+    whole = default_ladder()
+    assert left_out(whole) == left_out([*whole, quick("mlp", epochs=1)]) == []
+    assert left_out(whole[2:]) == ["linear, sigmoid_mse", "linear, softmax_mse"]
+    short = [recipe.model_copy(update={"epochs": 2}) for recipe in whole[3:]]
+    assert left_out([*whole[:3], *short]) == [
+        "mlp, cross_entropy (2 of 41 epochs)",
+        "resnet18, cross_entropy (2 of 4 epochs)",
+    ]
+    assert len(left_out([Recipe(model="mlp", loss="softmax_mse")])) == 6
 
 
 def test_what_is_given_beats_a_models_defaults() -> None:

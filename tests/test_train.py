@@ -30,6 +30,8 @@ from tasks.train import (
     SCHEDULES,
     batches,
     course,
+    draw,
+    held_out_of,
     load_model,
     one_cycle,
     probabilities,
@@ -125,6 +127,36 @@ def test_equal_images_never_straddle() -> None:
             assert (training[index].images == image).all((1, 2)).any()
 
 
+@pytest.mark.parametrize("validation", [0.1, 0.5, 0.9, 1 - 1e-9])
+def test_no_class_gives_its_last_image_away(validation: float) -> None:
+    """A class of one, two or equal images keeps some to train on, and no equal ones straddle."""
+    large, few, pair = pictures(n=50)
+    for seed in range(20):
+        one = pictures(1, 1, seed=seed)[0]
+        equal = stack(np.repeat(one.images.numpy(), 3, axis=0))
+        twins = stack(np.concatenate([equal.images.numpy(), large.images[:1].numpy()]))
+        two = stack(pair.images[seed : seed + 2])
+        training = [large, two, stack(few.images[seed : seed + 1]), equal, twins]
+        seen, held, _ = split(training, training, (8, 8), validation)
+        assert set(seen.labels.tolist()) == set(range(5))
+        sides = [{image.numpy().tobytes() for image in side.images} for side in (seen, held)]
+        assert not sides[0] & sides[1]
+
+
+def test_only_a_class_that_would_lose_all_keeps_one_and_always_the_same() -> None:
+    """Elsewhere an image's own number decides alone, whatever comes into other classes."""
+    large, small, _ = pictures(n=60)
+    own = [draw(each.digests) < 0.4 for each in (large, small)]
+    assert [held.tolist() for held in held_out_of([large.digests, small.digests], 0.4)] == [
+        held.tolist() for held in own
+    ]
+    whole = small.digests[own[1]]  # of these the draw would take every one
+    kept = held_out_of([large.digests, whole], 0.4)
+    assert kept[0].tolist() == own[0].tolist()
+    assert (~kept[1]).nonzero()[0].tolist() == [draw(whole).argmax()]
+    assert held_out_of([large.digests[:9], whole[::-1]], 0.4)[1].tolist() == kept[1][::-1].tolist()
+
+
 def test_validating_on_testing_trains_on_everything() -> None:
     """validation="testing" holds nothing out, and watches testing."""
     result = fitted(quick(), validation="testing")
@@ -136,7 +168,7 @@ def test_validating_on_testing_trains_on_everything() -> None:
     ("arguments", "message"),
     [
         ({"validation": 1e-9}, "0 for validation"),
-        ({"validation": 1 - 1e-9}, "0 images to train on"),
+        ({"training": [stack(np.zeros((1, 8, 8), np.uint8))] * 3}, "0 for validation"),
         ({"validation": 1.5}, "between 0 and 1, not 1.5"),
         ({"validation": float("nan")}, "between 0 and 1, not nan"),
         ({"testing": [stack(np.zeros((0, 8, 8), np.uint8))] * 3}, "0 for testing"),

@@ -1,0 +1,379 @@
+"""The words of a report: numbers as a person says them, the verdict, and what to beware of.
+
+Page, Markdown, terminal and Prefect all take their sentences from here, so that they agree.  The
+sentences are plain text; whoever shows one escapes it.  Nothing here takes long to import.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+FEW = 10  # training images that a class should have
+FEW_TO_CHOOSE = 100  # validation images that can hardly tell rungs apart
+JOINERS = "\u200c\u200d"  # harmless, and part of emoji and of several scripts
+
+
+def percent(share: float | None) -> str:
+    """0.99412 -> "99.41 %", with a space that does not break; a dash when there is no number."""
+    return "-" if share is None else f"{100 * share:.2f}\N{NO-BREAK SPACE}%"
+
+
+def span(interval: list[float]) -> str:
+    """[0.9445, 0.9531] -> "94.45 to 95.31 %"."""
+    return f"{100 * interval[0]:.2f} to {percent(interval[1])}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them; a dash where they are not known."""
+    if seconds is None:
+        return "-"
+    if seconds < 100:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 10:
+        return f"{minutes} min {rest} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def readable(text: str) -> str:
+    r"""Text from outside on one line; control, direction and broken characters as \u escapes."""
+    return "".join(
+        f"\\u{ord(c):04x}"
+        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in JOINERS
+        else c
+        for c in text
+    )
+
+
+def moment(started: str) -> str:
+    """2026-11-23T16:21:46+00:00 -> "2026-11-23 16:21 UTC"."""
+    return readable(f"{started[:16].replace('T', ' ')} UTC")
+
+
+def quoted(name: str) -> str:
+    """A class's name inside a sentence, cut where it is very long."""
+    return f'"{name if len(name) <= 60 else name[:59] + "…"}"'
+
+
+def several(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """The first of many: a, b, c and 34 more."""
+    shown = between.join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def count(number: int, what: str, many: str = "") -> str:
+    """1 image, 2 images."""
+    return f"{number:,} {what if number == 1 else many or f'{what}s'}"
+
+
+def luck(test: dict[str, Any]) -> str:
+    """What a paired test says, in words."""
+    if test["won"] + test["lost"] == 0:
+        return "Both answer every image alike."
+    if test["p"] < 0.001:
+        chance = "less than once in 1,000 times"
+    elif test["p"] < 0.01:
+        chance = f"about {_times(1000 * test['p'])} in 1,000"
+    else:
+        chance = f"about {_times(100 * test['p'])} in 100"
+    odds = f"Luck alone would split them at least this unevenly {chance}"
+    if test["p"] >= 0.05:
+        return f"{odds}: no difference that can be told from luck."
+    return f"{odds}: a real step {'up' if test['won'] > test['lost'] else 'down'}."
+
+
+def _times(number: float) -> str:
+    return "once" if round(number) == 1 else f"{round(number)} times"
+
+
+# The verdict
+
+
+def headline(results: dict[str, Any]) -> str:
+    """Whether machine learning is worth it here; of a part of the ladder, only what it showed."""
+    found = results["answer"]
+    if found is None:
+        return "No rung was trained."
+    if found["left_out"]:
+        return {
+            "yes": "What ran beats the baselines; it was not the whole ladder.",
+            "unclear": "What ran does not clearly beat the baselines; it was not the whole ladder.",
+            "no": "What ran does not beat the baselines; it was not the whole ladder.",
+        }[found["verdict"]]
+    return {
+        "yes": "Yes, machine learning is worth it here.",
+        "unclear": f"Perhaps: machine learning is ahead {_how_far(found)}.",
+        "no": "No, machine learning buys nothing here.",
+    }[found["verdict"]]
+
+
+def _how_far(found: dict[str, Any]) -> str:
+    if found["balanced"] and found["gain"] <= 0:
+        return "by balanced accuracy, but not by accuracy"
+    if found["balanced"] and found["balanced"]["gain"] <= 0:
+        return "by accuracy, but not by balanced accuracy"
+    return "here, but not beyond doubt"
+
+
+def lead(results: dict[str, Any]) -> str:
+    """What the verdict rests on: the best rung's accuracy against the best baseline's."""
+    found = results["answer"]
+    if found is None:
+        return "Only the baselines were measured; there is nothing to compare them with yet."
+    best, floor = _rung(results, found["best"]), baseline_of(results, found["baseline"])
+    n = results["dataset"]["images"]["testing"]
+    wrong = [round((1 - share) * n) for share in (best["testing_accuracy"], floor["accuracy"])]
+    return (
+        f"{_the_rung(results)}, {found['best']}, reads {percent(best['testing_accuracy'])} of "
+        f"{count(n, 'testing image')} right. Simply {doing(floor)} reads "
+        f"{percent(floor['accuracy'])}. That is {count(wrong[0], 'mistake')} instead of "
+        f"{wrong[1]:,}."
+    )
+
+
+def _the_rung(results: dict[str, Any]) -> str:
+    return "The best rung" if len(results["rungs"]) > 1 else "The one rung of this run"
+
+
+def evidence(results: dict[str, Any]) -> list[str]:
+    """What the accuracies alone do not say: what ran, unequal classes, how the rung was chosen."""
+    found = results["answer"]
+    if found is None:
+        return []
+    said = [_scope(found), _balance(results), _choice(results)]
+    return [sentence for sentence in said if sentence]
+
+
+def _scope(found: dict[str, Any]) -> str:
+    if not found["left_out"]:
+        return ""
+    missing = several(found["left_out"], 6, "; ")
+    return f"This speaks only of what ran. Of the default ladder there were left out: {missing}."
+
+
+def _balance(results: dict[str, Any]) -> str:
+    """Where classes are unequal: the figures in which each class counts alike."""
+    tested = results["answer"]["balanced"]
+    if tested is None:
+        return ""
+    best = _rung(results, results["answer"]["best"])
+    fair = baseline_of(results, tested["baseline"])
+    if tested["gain"] <= 0:
+        step = "not ahead"
+    else:
+        step = "ahead beyond luck" if tested["p"] < 0.05 else "ahead, but that could be luck"
+    return (
+        "The classes are unequal, so the verdict asks for balanced accuracy too, in which each "
+        f"class counts alike: {percent(best['balanced_accuracy'])} against "
+        f"{percent(fair['balanced_accuracy'])} by {doing(fair)}; {step}."
+    )
+
+
+def _choice(results: dict[str, Any]) -> str:
+    """How the best rung came to be called that; in `--validation testing` a warning says it."""
+    rungs, found = results["rungs"], results["answer"]
+    if found["chosen_on"] == "testing":
+        return ""
+    if len(rungs) == 1:
+        return "The testing images were looked at once, at the end."
+    best, n = _rung(results, found["best"]), results["dataset"]["images"]["validation"]
+    said = (
+        f"It was chosen as the best of {len(rungs)} rungs on {count(n, 'image')} held out of "
+        f"training, {percent(best['validation_accuracy'])} of which it reads right; the testing "
+        "images were looked at once, at the end."
+    )
+    tied = [r for r in rungs if r["validation_accuracy"] == best["validation_accuracy"]]
+    if len(tied) > 1:
+        said += f" {_as_good(len(tied) - 1)} as many of those right; of equals the lowest is taken."
+    if n < FEW_TO_CHOOSE:
+        said += " So few images can hardly tell rungs apart."
+    better = [r for r in rungs if r["testing_accuracy"] > best["testing_accuracy"]]
+    if better:
+        said += (
+            f" On the testing images {several([r['label'] for r in better], 2)} "
+            f"read{'s' if len(better) == 1 else ''} more; to choose by that would flatter."
+        )
+    return said
+
+
+def _as_good(others: int) -> str:
+    return "Another rung reads" if others == 1 else f"{others} other rungs read"
+
+
+def mark(results: dict[str, Any], label: str) -> str:
+    """What a table says beside the rung that the verdict speaks of, and the best baseline."""
+    found = results["answer"]
+    if found is None:
+        return ""
+    best = f"best on {found['chosen_on']}" if len(results["rungs"]) > 1 else ""
+    return {found["best"]: best, found["baseline"]: "best baseline"}.get(label, "")
+
+
+def doing(baseline: dict[str, Any]) -> str:
+    """What a baseline does, as in "simply ... reads 90 %"."""
+    if baseline["distance"]:
+        return f"picking the nearest average image ({baseline['distance']})"
+    return f"always saying {quoted(baseline['says'])}, the commonest class in training,"
+
+
+def _rung(results: dict[str, Any], label: str) -> dict[str, Any]:
+    return next(rung for rung in results["rungs"] if rung["label"] == label)
+
+
+def baseline_of(results: dict[str, Any], label: str) -> dict[str, Any]:
+    """The numbers of the baseline of this label."""
+    return next(each for each in results["baselines"] if each["label"] == label)
+
+
+# What to beware of
+
+
+def warnings(results: dict[str, Any]) -> list[str]:
+    """What a reader of the verdict must know before believing it, the gravest first."""
+    said = [
+        *([SHORTCUT] if results["validation"] == "testing" else []),
+        *_leaks(results),
+        *_conflicts(results),
+    ]
+    if results["answer"]:
+        said += [*_unheard(results), *_worse_than_guessing(results)]
+    return [*said, *_few(results), *_untested(results)]
+
+
+SHORTCUT = (
+    "Validated on the testing images: the best rung, and whatever was chosen while training, "
+    "was chosen by the very images that are counted here, so these accuracies may flatter. Leave "
+    "out --validation testing for a figure to rely on."
+)
+
+
+def _leaks(results: dict[str, Any]) -> list[str]:
+    health = results["health"]
+    if not health["in_both"]:
+        return []
+    here, there = health["first"]["in_both"][0]
+    n = results["dataset"]["images"]["testing"]
+    said = (
+        f"{count(health['in_both'], 'testing image')} of {n:,} "
+        f"{'is' if health['in_both'] == 1 else 'are'} in training too, such as {there}, which "
+        f"equals {here}: what was learned by heart is counted as understood. Remove them from "
+        "one side."
+    )
+    if results["answer"] and (without := results["answer"]["without_leaks"]):
+        said += " " + _without(results, without)
+    return [said]
+
+
+def _without(results: dict[str, Any], without: dict[str, Any]) -> str:
+    if not without["images"]:
+        return "Without them no testing image is left, so nothing here tells what was understood."
+    best = results["answer"]["best"]
+    said = (
+        f"Without them {best} reads {percent(without['accuracy'])} and the best baseline "
+        f"{percent(without['baseline_accuracy'])} of {without['images']:,}"
+    )
+    if without["verdict"] == results["answer"]["verdict"]:
+        return f"{said}, and the verdict is the same."
+    verdict = {
+        "yes": "beats the baselines",
+        "unclear": "is ahead of the baselines, but not beyond doubt",
+        "no": "does not beat the baselines",
+    }[without["verdict"]]
+    return f"{said}: on those it {verdict}."
+
+
+def _conflicts(results: dict[str, Any]) -> list[str]:
+    health = results["health"]
+    if not health["conflicts"]:
+        return []
+    one, other = health["first"]["conflicts"][0]
+    return [
+        f"{count(health['conflicts'], 'image')} {'has' if health['conflicts'] == 1 else 'have'} a "
+        f"twin under another label, such as {one} and {other}: no model can get both right. Keep "
+        "the one whose label is right, and remove the other."
+    ]
+
+
+def _unheard(results: dict[str, Any]) -> list[str]:
+    """Classes that the best rung never says, or says but never rightly."""
+    best, names = results["answer"]["best"], results["dataset"]["classes"]
+    confusion = _rung(results, best)["confusion"]
+    images = [sum(row) for row in confusion]
+    heard = [sum(column) for column in zip(*confusion, strict=True)]
+    spoken = [label for label, times in enumerate(heard) if times]
+    if len(spoken) == 1:
+        return [f"{best} says {quoted(names[spoken[0]])} whatever a testing image shows."]
+    never = [i for i, n in enumerate(images) if n and not heard[i]]
+    missed = [i for i, n in enumerate(images) if n and heard[i] and not confusion[i][i]]
+    said = []
+    for labels, what in ((never, "never says"), (missed, "never recognises")):
+        if labels:
+            n = sum(images[i] for i in labels)
+            wrong = "is read as something else" if n == 1 else "are all read as something else"
+            said.append(
+                f"{best} {what} {several([quoted(names[i]) for i in labels])}: "
+                f"{count(n, 'testing image')} of {'it' if len(labels) == 1 else 'them'} {wrong}."
+            )
+    return said
+
+
+def _worse_than_guessing(results: dict[str, Any]) -> list[str]:
+    best = _rung(results, results["answer"]["best"])
+    if best["interval"][1] >= results["random_baseline"]:
+        return []
+    return [
+        f"{best['label']} reads fewer images right than guessing would "
+        f"({percent(results['random_baseline'])}): look at its learning rate, and whether training "
+        "and testing mean the same by each class."
+    ]
+
+
+def _few(results: dict[str, Any]) -> list[str]:
+    names, counts = results["dataset"]["classes"], results["health"]["counts"]["training"]
+    few = sorted((n, i) for i, n in enumerate(counts) if n < FEW)
+    if not few:
+        return []
+    shown = several([f"{quoted(names[i])} ({n})" for n, i in few], 5)
+    which = "has" if len(few) == 1 else "have"
+    return [
+        f"{count(len(few), 'class', 'classes')} of {len(names)} {which} under {FEW} training "
+        f"images: {shown}. What is learned and chosen from so few is chance: add some."
+    ]
+
+
+def _untested(results: dict[str, Any]) -> list[str]:
+    names, counts = results["dataset"]["classes"], results["health"]["counts"]["testing"]
+    none = [quoted(name) for name, n in zip(names, counts, strict=True) if not n]
+    if not none:
+        return []
+    return [f"No testing image is of {several(none)}, so nothing here tells how that is read."]
+
+
+NOTHING_SKIPPED = "Nothing in the dataset's folder was skipped."
+
+
+def left_aside(skipped: list[str]) -> str:
+    """What of a dataset's folder was not taken, by reason, in one line; nothing where all was.
+
+    skipped: lines such as "training/7/notes.txt: not .png, .jpg or .jpeg".
+    """
+    if not skipped:
+        return ""
+    reasons = Counter(line.rpartition(": ")[2] for line in skipped)
+    parts = []
+    for reason, n in reasons.most_common(4):
+        examples = [line.rpartition(": ")[0] for line in skipped if line.endswith(f": {reason}")]
+        parts.append(f"{n:,} {reason} ({several(examples, 2)})")
+    if len(reasons) > 4:
+        parts.append(f"{len(reasons) - 4} more reasons")
+    return f"Skipped {len(skipped):,}: {'; '.join(parts)}."
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, and that cannot leave its line or table cell."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(readable(text)))
