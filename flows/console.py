@@ -292,7 +292,7 @@ def print_ladder(folder: Path) -> None:
     console.print(table)
     console.print()
     for line in verdict(results):
-        console.print(plain(line), highlight=False, soft_wrap=True)
+        console.print(plain(line.replace("\xa0", " ")), highlight=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

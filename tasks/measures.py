@@ -164,13 +164,17 @@ def answer(
     """The best rung against the best baseline, and the cheapest rung no worse than the best.
 
     truth: [N] int.  leaked: [N] bool, testing images that are in training too; what is found
-    without them comes as "without_leaks".  left_out: what of the default ladder did not run.
+    without them comes as "without_leaks", and a "yes" must hold there too.
+    left_out: what of the default ladder did not run.
     """
     if not results["rungs"]:
         return None
     best = choose(results["rungs"], results["validation"])
     unequal = results["health"]["unequal"]
     found = judge(best["label"], results["baselines"], sheets, truth, unequal=unequal)
+    without = _without(leaked, best["label"], found["verdict"], results, sheets, truth)
+    if without and found["verdict"] == "yes" != without["verdict"]:
+        found["verdict"] = "unclear"  # it may have been learned by heart
     others = [
         rung
         for rung in results["rungs"]
@@ -180,17 +184,17 @@ def answer(
         "best": best["label"],
         "chosen_on": "testing" if results["validation"] == "testing" else "validation",
         **found,
-        "without_leaks": _without(leaked, best["label"], results, sheets, truth),
+        "without_leaks": without,
         "left_out": left_out,
         "cheaper_and_as_good": _cheapest(best["label"], found["baseline"], others, sheets),
     }
 
 
 def _without(
-    leaked: np.ndarray, best: str, results: dict[str, Any], sheets: Mapping[str, np.ndarray],
-    truth: np.ndarray,
+    leaked: np.ndarray, best: str, verdict: str, results: dict[str, Any],
+    sheets: Mapping[str, np.ndarray], truth: np.ndarray,
 ) -> dict[str, Any] | None:  # fmt: skip
-    """The verdict, and both accuracies, on the testing images that are not in training too."""
+    """The verdict, whether it stays, and both accuracies, on the images that are not leaked."""
     if not leaked.any():
         return None
     fresh = {label: sheet[~leaked] for label, sheet in sheets.items()}
@@ -200,6 +204,7 @@ def _without(
     return {
         "images": n,
         "verdict": found["verdict"] if n else None,
+        "same": found["verdict"] == verdict,
         "baseline": found["baseline"],
         "accuracy": fresh[best].sum().item() / n if n else None,
         "baseline_accuracy": fresh[found["baseline"]].sum().item() / n if n else None,

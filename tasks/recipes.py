@@ -151,8 +151,8 @@ def left_out(recipes: Iterable[Recipe]) -> list[str]:
     """
     trained: dict[tuple[str, str], int] = {}
     for recipe in recipes:
-        rung = recipe.model, recipe.loss
-        trained[rung] = max(recipe.epochs, trained.get(rung, 0))
+        name = recipe.model, recipe.loss
+        trained[name] = max(recipe.epochs, trained.get(name, 0))
     missing = []
     for rung in default_ladder():
         epochs = trained.get((rung.model, rung.loss), 0)

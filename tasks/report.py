@@ -79,6 +79,33 @@ def report(
 
     Returns the bytes of report.html, report.md, metrics.parquet and results.json.
     """
+    results = findings(
+        dataset, classes, training, testing, baselines, rungs, recipes, validation, skipped,
+        left_out, run,
+    )  # fmt: skip
+    shown = pictures.exhibits(training, testing, means, rungs)
+    return {
+        "report.html": page(results, shown).encode(),
+        "report.md": markdown(results).encode(),
+        "metrics.parquet": metrics(results),
+        "results.json": json.dumps(results, indent=1, allow_nan=False).encode(),
+    }
+
+
+def findings(
+    dataset: str,
+    classes: list[str],
+    training: list[Stack],
+    testing: list[Stack],
+    baselines: list[dict],
+    rungs: dict[str, dict],
+    recipes: dict[str, Recipe],
+    validation: float | Literal["testing"],
+    skipped: list[str],
+    left_out: list[str],
+    run: Run,
+) -> dict[str, Any]:
+    """What results.json holds: all numbers of the climb, and what they say."""
     truth = np.repeat(np.arange(len(testing)), [len(stack.names) for stack in testing])
     found = health(classes, training, testing, skipped)
     nearest, sheets = floors(baselines, training, testing, classes, truth)
@@ -113,13 +140,7 @@ def report(
     results["answer"] = answer(results, sheets, truth, leaks(training, testing), left_out)
     results["headline"] = words.headline(results)
     results["warnings"] = words.warnings(results)
-    shown = pictures.exhibits(training, testing, means, rungs)
-    return {
-        "report.html": page(results, shown).encode(),
-        "report.md": markdown(results).encode(),
-        "metrics.parquet": metrics(results),
-        "results.json": json.dumps(results, indent=1, allow_nan=False).encode(),
-    }
+    return results
 
 
 def measured(
@@ -164,21 +185,21 @@ def floors(
     nearest: what `baseline` gave.  truth: [N] int.  Gives their answer sheets by label, too.
     """
     most, always = commonest(training, testing)
-    said = [(f"mean image, {each['distance']}", each["distance"], None, each["said"].numpy())
-            for each in nearest]  # fmt: skip
-    said.append(("commonest class", None, classes[most], always.numpy()))
-    sheets = {label: answers == truth for label, _, _, answers in said}
-    found = []
-    for label, distance, says, answers in said:
+    said: list[tuple[str, str | None, Tensor]] = [
+        (f"mean image, {each['distance']}", each["distance"], each["said"]) for each in nearest
+    ]
+    found, sheets = [], {}
+    for label, distance, answers in [*said, ("commonest class", None, always)]:
+        sheets[label] = answers.numpy() == truth
         accuracy = sheets[label].sum().item() / len(truth)
         found.append(
             {
                 "label": label,
                 "distance": distance,
-                "says": says,
+                "says": None if distance else classes[most],
                 "accuracy": accuracy,
                 "interval": wilson(accuracy, len(truth)),
-                **scores(confusion_of(truth, answers, len(classes))),
+                **scores(confusion_of(truth, answers.numpy(), len(classes))),
                 "right": packed(sheets[label]),
             }
         )
@@ -250,14 +271,15 @@ def markdown(results: dict[str, Any]) -> str:
     """The answer, the ladder, the baselines class by class and what ran, as Markdown tables."""
     data, found = results["dataset"], results["answer"]
     lines = [f"# {escaped(data['name'])}: {results['headline']}", ""]
-    lines += [f"- **Beware:** {escaped(each)}" for each in results["warnings"]]
-    lines += ["", escaped(words.lead(results)), ""]
+    for each in results["warnings"]:
+        lines += [f"**Beware:** {escaped(each)}", ""]
+    lines += [escaped(words.lead(results)), ""]
     if found:
         against = words.doing(words.baseline_of(results, found["baseline"]))
         test = found["against_baseline"]
         lines += [
             escaped(
-                f"Against {against} image by image it wins {test['won']:,} and loses "
+                f"Image by image against {against} it wins {test['won']:,} and loses "
                 f"{test['lost']:,}. {words.luck(test)}"
             ),
             "",

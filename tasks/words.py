@@ -183,19 +183,18 @@ def _choice(results: dict[str, Any]) -> str:
         return "The testing images were looked at once, at the end."
     best, n = _rung(results, found["best"]), results["dataset"]["images"]["validation"]
     said = (
-        f"It was chosen as the best of {len(rungs)} rungs on {count(n, 'image')} held out of "
-        f"training, {percent(best['validation_accuracy'])} of which it reads right; the testing "
-        "images were looked at once, at the end."
+        f"{best['label']} was chosen as the best of {len(rungs)} rungs on {count(n, 'image')} held "
+        f"out of training, of which it reads {percent(best['validation_accuracy'])} right"
+        f"{'; so few can hardly tell rungs apart' if n < FEW_TO_CHOOSE else ''}."
     )
     tied = [r for r in rungs if r["validation_accuracy"] == best["validation_accuracy"]]
     if len(tied) > 1:
-        said += f" {_as_good(len(tied) - 1)} as many of those right; of equals the lowest is taken."
-    if n < FEW_TO_CHOOSE:
-        said += " So few images can hardly tell rungs apart."
+        said += f" {_as_good(len(tied) - 1)} as many right; of equals the lowest is taken."
+    said += " The testing images were looked at once, at the end."
     better = [r for r in rungs if r["testing_accuracy"] > best["testing_accuracy"]]
     if better:
         said += (
-            f" On the testing images {several([r['label'] for r in better], 2)} "
+            f" On those {several([r['label'] for r in better], 2, ' and ')} "
             f"read{'s' if len(better) == 1 else ''} more; to choose by that would flatter."
         )
     return said
@@ -210,8 +209,8 @@ def mark(results: dict[str, Any], label: str) -> str:
     found = results["answer"]
     if found is None:
         return ""
-    best = f"best on {found['chosen_on']}" if len(results["rungs"]) > 1 else ""
-    return {found["best"]: best, found["baseline"]: "best baseline"}.get(label, "")
+    best = "best" if len(results["rungs"]) > 1 else ""
+    return {found["best"]: best, found["baseline"]: "to beat"}.get(label, "")
 
 
 def doing(baseline: dict[str, Any]) -> str:
@@ -277,7 +276,7 @@ def _without(results: dict[str, Any], without: dict[str, Any]) -> str:
         f"Without them {best} reads {percent(without['accuracy'])} and the best baseline "
         f"{percent(without['baseline_accuracy'])} of {without['images']:,}"
     )
-    if without["verdict"] == results["answer"]["verdict"]:
+    if without["same"]:
         return f"{said}, and the verdict is the same."
     verdict = {
         "yes": "beats the baselines",
@@ -305,20 +304,18 @@ def _unheard(results: dict[str, Any]) -> list[str]:
     confusion = _rung(results, best)["confusion"]
     images = [sum(row) for row in confusion]
     heard = [sum(column) for column in zip(*confusion, strict=True)]
-    spoken = [label for label, times in enumerate(heard) if times]
-    if len(spoken) == 1:
-        return [f"{best} says {quoted(names[spoken[0]])} whatever a testing image shows."]
     never = [i for i, n in enumerate(images) if n and not heard[i]]
     missed = [i for i, n in enumerate(images) if n and heard[i] and not confusion[i][i]]
     said = []
     for labels, what in ((never, "never says"), (missed, "never recognises")):
         if labels:
             n = sum(images[i] for i in labels)
+            theirs = f"{count(n, 'testing image')} of {'it' if len(labels) == 1 else 'them'}"
             wrong = "is read as something else" if n == 1 else "are all read as something else"
-            said.append(
-                f"{best} {what} {several([quoted(names[i]) for i in labels])}: "
-                f"{count(n, 'testing image')} of {'it' if len(labels) == 1 else 'them'} {wrong}."
-            )
+            shown = several([quoted(names[i]) for i in labels])
+            said.append(f"{best} {what} {shown}: {theirs} {wrong}.")
+    if never and sum(map(bool, heard)) == 1:
+        said[0] += f" It says {quoted(names[heard.index(sum(images))])} whatever an image shows."
     return said
 
 
@@ -376,4 +373,4 @@ def left_aside(skipped: list[str]) -> str:
 
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is, and that cannot leave its line or table cell."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(readable(text)))
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(readable(text), quote=False))

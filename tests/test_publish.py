@@ -63,7 +63,7 @@ def test_a_second_run_says_what_moved_beyond_luck_and_why(tmp_path: Path) -> Non
     assert moved(rows["linear, cross_entropy, seed 0"]) == "unchanged"
     page = Page((second / "report.html").read_bytes()).text
     assert (
-        "80.00 % 90.00 % up, beyond luck (+12 \N{MINUS SIGN}0) lr 1.0 -> 0.5 3 others"
+        "80.00 % 90.00 % up, beyond luck (+12 \N{MINUS SIGN}0) lr 1.0 -> 0.5 4 others"
         in page.replace("\xa0", " ")
     )
     text = (second / "report.md").read_text()
@@ -104,11 +104,12 @@ def test_other_testing_images_are_compared_by_intervals() -> None:
         "could be luck",
         "could be luck",
         "could be luck",
+        "could be luck",
         "down, beyond luck",
         "new",
         "not climbed this time",
     ]
-    assert found["rows"][2]["why"] == ["lr 1.0 -> 0.5"]
+    assert found["rows"][3]["why"] == ["lr 1.0 -> 0.5"]
     assert all(row["test"] is None for row in found["rows"])
 
 
@@ -134,7 +135,7 @@ def test_hostile_names_make_no_tag_in_a_comparison(tmp_path: Path) -> None:
 
 
 def test_tables_for_prefect() -> None:
-    """The ladder from the best down, and each stage with its reasons, before and after the run."""
+    """The ladder from the top down, and each stage with its reasons, before and after the run."""
     results = json.loads(climb()["results.json"])
     rows = ladder_table(results)
     assert [row["rung"] for row in rows][:2] == [
@@ -142,6 +143,7 @@ def test_tables_for_prefect() -> None:
         "linear, cross_entropy, seed 0",
     ]
     assert rows[0]["testing accuracy"].replace("\xa0", " ") == "90.00 %"
+    assert [row["note"] for row in rows] == ["best", "", "to beat", "", ""]
     planned = [
         Planned("mean[7]", "cached", (), 0.25),
         Planned("train[mlp]", "will run", ("lr 1.0 -> 0.5",), 12.0),

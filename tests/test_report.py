@@ -21,18 +21,10 @@ import torch
 from tasks import pictures
 from tasks.caching.stage import Outcome, Run
 from tasks.caching.store import Stack, Weights
+from tasks.measures import compare, health, mcnemar, wilson
 from tasks.recipes import Recipe
-from tasks.report import (
-    TEMPLATE,
-    compare,
-    health,
-    luck,
-    markdown,
-    mcnemar,
-    readable,
-    report,
-    wilson,
-)
+from tasks.report import TEMPLATE, markdown, report
+from tasks.words import luck, readable
 
 TAME = ["apple", "brick", "candle"]
 HOSTILE = [
@@ -91,7 +83,8 @@ def rung(classes: int, testing: list[Stack], right: float, shape: tuple[int, ...
             {"weight": torch.ones(classes, pixels), "bias": torch.ones(classes)}, {}
         ),
         "history": [
-            {"epoch": e, "training_loss": 1 / e, "validation_accuracy": 1 - 0.5 / e} for e in (1, 2)
+            {"epoch": e, "training_loss": 1 / e, "validation_accuracy": e * right / 2}
+            for e in (1, 2)
         ],
         "testing_accuracy": float((said == truth).mean()),
         "per_class": (confusion.diagonal() / confusion.sum(1)).tolist(),
@@ -151,6 +144,7 @@ def climb(
         "recipes": recipes,
         "validation": 0.1,
         "skipped": [f"{classes[0]}/notes.txt: not an image"],
+        "left_out": [],
         "run": Run(outcomes=outcomes, started="2024-01-01T00:00:00Z", command=f"run '{name}'"),
     }
     return report.fn(**(given | changes))
@@ -225,7 +219,11 @@ def test_results(results: dict) -> None:
         "testing_digest": results["dataset"]["testing_digest"],
     }
     assert results["random_baseline"] == 1 / 3
-    assert [b["distance"] for b in results["baselines"]] == ["mae", "mse"]
+    assert [(b["label"], b["distance"], b["says"]) for b in results["baselines"]] == [
+        ("mean image, mae", "mae", None),
+        ("mean image, mse", "mse", None),
+        ("commonest class", None, "apple"),
+    ]
     first, second = results["rungs"]
     assert (first["seconds"], first["cached"]) == (7.25, True)
     assert (second["seconds"], second["cached"]) == (0.0, False)  # nothing is known of it
@@ -273,12 +271,14 @@ def test_metrics(made: dict[str, bytes], results: dict) -> None:
     assert table.schema.field("value").type == pa.float64()
     rows = table.to_pylist()
     keys = [tuple(row[key] for key in ("recipe", "epoch", "split", "metric")) for row in rows]
-    assert len(keys) == len(set(keys)) == 1 + 2 * 4 + 2 * (2 * 2 + 4)
+    assert len(keys) == len(set(keys)) == 1 + 3 * 6 + 2 * (2 * 2 + 6)
     values = dict(zip(keys, (row["value"] for row in rows), strict=True))
     label = results["rungs"][1]["label"]
     assert values[label, None, "testing", "accuracy"] == results["rungs"][1]["testing_accuracy"]
     assert values[label, 2, "training", "loss"] == 0.5
-    assert values[label, 1, "validation", "accuracy"] == 0.5
+    assert values[label, 1, "validation", "accuracy"] == 0.45
+    assert values[label, None, "testing", "balanced accuracy"] == pytest.approx(0.9)
+    assert values["commonest class", None, "testing", "macro F1"] == pytest.approx(0.5 / 3)
     assert values["mean image, mse", None, "testing", "accuracy of brick"] == 0.4
     assert values["random", None, "testing", "accuracy"] == 1 / 3
 
@@ -336,7 +336,7 @@ def test_hostile_names_in_markdown() -> None:
     assert "<" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     columns = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows]
-    assert set(columns) == {4, 5}  # class, mae, mse; the ladder and the stages
+    assert set(columns) == {8, 4, 5}  # the ladder; class, mae, mse; the stages
     assert columns.count(4) == 2 + len(HOSTILE)
     assert "\\[a\\]\\(javascript:alert\\(1\\)\\)" in text
     assert "`" not in text.replace("\\`", "")
