@@ -81,7 +81,7 @@ def report(
     """
     results = findings(
         dataset, classes, training, testing, baselines, rungs, recipes, validation, skipped,
-        left_out, run,
+        left_out, home or dataset, run,
     )  # fmt: skip
     shown = pictures.exhibits(training, testing, means, rungs)
     return {
@@ -103,6 +103,7 @@ def findings(
     validation: float | Literal["testing"],
     skipped: list[str],
     left_out: list[str],
+    home: str,
     run: Run,
 ) -> dict[str, Any]:
     """What results.json holds: all numbers of the climb, and what they say."""
@@ -118,7 +119,7 @@ def findings(
     results: dict[str, Any] = {
         "dataset": {
             "name": dataset,
-            "home": home or dataset,
+            "home": home,
             "classes": classes,
             "images": images,
             "shape": list(training[0].images.shape[1:]),

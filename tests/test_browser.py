@@ -107,7 +107,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ran = {f"train[{name}]": Outcome("ran", ("epochs changed",), 1.5) for name in recipes}
         files = report.fn(
             data.name, data.classes, training, testing, means, baselines, rungs, recipes, 0.1,
-            data.skipped, [], run=Run(outcomes=ran, started=started, command="stepladder run sample"),
+            data.skipped, [],
+            run=Run(outcomes=ran, started=started, command="stepladder run sample"),
         )  # fmt: skip
         made = place(Stored(files, started.replace("-", "")), ran, root / "cache")
     torch.set_num_threads(threads)

@@ -77,6 +77,7 @@ def climbed(
         "validation": 0.1,
         "skipped": [],
         "left_out": [],
+        "home": "shelf",
         "run": Run(
             outcomes={f"train[{n}]": Outcome("ran", (), s) for n, s in (seconds or {}).items()}
         ),
