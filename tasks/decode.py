@@ -1,20 +1,15 @@
 """Decode: a class folder -> images[N, H, W] or images[N, H, W, 3] uint8, one row per file.
 
-Small plain PNGs are decoded many at a time: each is inflated alone, then their filters are undone
-one image row at a time across all of them.  Whatever that path does not fully recognise goes to
-Pillow, after a check of the file's structure, because Pillow takes damaged files without a word.
+Small plain PNGs are decoded many at a time, everything else by Pillow, file by file.  Each image
+goes to its row as it is decoded, so that memory holds little beside the stack.  All files that
+cannot be used are told at once.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import struct
-import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -22,25 +17,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 
-from tasks.caching.basics import LadderError
+from tasks.caching.basics import LadderError, one_line, told
+from tasks.caching.memory import available_memory
 from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack
+from tasks.pillow import MAX_PIXELS, read_image, resized
+from tasks.png import plain_images
 from tasks.scan import Files, read_files, read_listing
 
-BLOCK_FILES, BLOCK_BYTES = 8192, 4_000_000  # at a time: memory holds little beside the stack
+BLOCK_FILES, BLOCK_BYTES = 8192, 4_000_000  # of files read at a time
 LOOKS = 128  # earlier results to search: looking into more takes longer than decoding anew
-MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack
-PLAIN_FILES, PLAIN_PIXELS = 64, 64 * 64  # for fewer files or larger images Pillow is faster
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# First column and row, and steps across and down, of an interlaced PNG's passes (its section 8)
-ADAM7 = (
-    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
-    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
-)
-END = b"\0\0\0\0IEND\xae\x42\x60\x82"
+FEW = 3  # images of another size are told one by one; more of them are summed up
 
 
 @stage
@@ -49,11 +37,27 @@ def decode(files: Files, size: tuple[int, int] | None = None, *, run: Run = Run(
 
     `size` is (height, width) to resize to (bilinear, antialiased); without it all must be equal.
     Greyscale stays one channel, as do black-and-white images and palettes that hold greys alone;
-    other palettes become RGB.  Raises LadderError naming the file for one that is damaged, that
-    differs from the others or has changed since the scan, and for any other kind of image.
+    other palettes become RGB.  Photographs are turned upright as their EXIF data says.
+
+    Raises LadderError with a line for each file that is damaged, differs from the others or has
+    changed since the scan, and for any other kind of image; and with one line where the images do
+    not fit in memory: they may take half of what is available, as they are copied to be stored.
 
     Files whose bytes an earlier result has decoded are not read: their rows are copied from there.
     """
+    if size:
+        _insist_on_size(size)
+    try:
+        return _stack(files, size, run)
+    except MemoryError:
+        raise LadderError(
+            f"{one_line(files.folder)}: there is too little memory for its images; close other "
+            "programs or ask for a smaller --size"
+        ) from None
+
+
+def _stack(files: Files, size: tuple[int, int] | None, run: Run) -> Stack:
+    """The rows that are known, copied, and the others, decoded."""
     parts = list(_known(files, run))
     if not parts:
         return _decoded(files, size, run)
@@ -67,7 +71,7 @@ def decode(files: Files, size: tuple[int, int] | None = None, *, run: Run = Run(
     shapes = {part.stack.images.shape[1:] for part in parts}
     if len(shapes) > 1:
         return _decoded(files, size, run)  # names the file that differs
-    images = np.empty((len(files.names), *shapes.pop()), np.uint8)
+    images = _room(len(files.names), shapes.pop(), files.folder)
     digests = np.empty((len(files.names), 32), np.uint8)
     for part in parts:
         images[part.rows] = part.stack.images.numpy()[part.source]
@@ -118,19 +122,11 @@ def _is_png(name: str) -> bool:
 
 def _decoded(files: Files, size: tuple[int, int] | None, run: Run) -> Stack:
     """All of the files, read and decoded block by block."""
-    images = np.empty(0, np.uint8)
-    done = 0
-    for data in _blocks(files):
-        rows = slice(done, done + len(data))
-        names = files.names[rows]
-        _insist_on_scanned(data, files.digests[rows], names, files.folder)
-        block = decode_rows(data, names, files.folder, size)
-        if done == 0:
-            images = np.empty((len(files.names), *block.shape[1:]), np.uint8)
-        _insist_on_shape(images.shape[1:], [block.shape[1:]], names, files.folder)
-        images[rows] = block
-        done += len(data)
+    canvas = Canvas(files.folder, files.names)
+    for done, rows, data in _blocks(files, canvas.problems):
+        canvas.decode(rows, data, size)
         run.progress(done, len(files.names), "")
+    images = canvas.finished()
     return Stack(torch.from_numpy(images), files.names, _pixel_digests(images))
 
 
@@ -138,308 +134,168 @@ def decode_rows(
     data: list[bytes], names: list[str], folder: Path, size: tuple[int, int] | None = None
 ) -> np.ndarray:
     """images[N, H, W] or [N, H, W, 3] uint8 from the bytes of N files of one folder."""
-    rows, plain = _plain_images(data if all(map(_is_png, names)) else [])
-    if len(rows) == len(data) and size is None:
-        return plain
-    done: dict[int, np.ndarray] = dict(zip(rows, plain, strict=True))
-    images = [
-        done[row] if row in done else _by_pillow(each, folder / name)
-        for row, (each, name) in enumerate(zip(data, names, strict=True))
-    ]
-    if size:
-        images = [_resized(image, size) for image in images]
-    shapes = [image.shape for image in images]
-    _insist_on_shape(Counter(shapes).most_common(1)[0][0], shapes, names, folder)
-    return np.stack(images)
+    canvas = Canvas(folder, names)
+    canvas.decode(range(len(names)), data, size)
+    return canvas.finished()
 
 
-def _blocks(files: Files) -> Iterator[list[bytes]]:
+class Canvas:
+    """The images of a folder to be, filled row by row, and what stands against it."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder = folder
+        self.names = names
+        self.images = np.empty(0, np.uint8)  # of the first image's shape
+        self.rows: dict[tuple[int, ...], list[int]] = {}  # by the shape of their images
+        self.problems: list[str] = []
+
+    def decode(self, rows: Sequence[int], data: list[bytes], size: tuple[int, int] | None) -> None:
+        """Fill these rows from the bytes of their files."""
+        are_png = all(_is_png(self.names[row]) for row in rows)
+        found, plain = plain_images(data if are_png else [])
+        if size is None and found:
+            self._put([rows[at] for at in found], plain)
+        done = dict(zip(found, plain, strict=True))
+        for at, (row, each) in enumerate(zip(rows, data, strict=True)):
+            if at not in done:
+                self._read(row, each, size)
+            elif size:
+                self._put([row], np.asarray(resized(Image.fromarray(done[at]), size))[None])
+
+    def finished(self) -> np.ndarray:
+        """The images[N, H, W] or [N, H, W, 3]; LadderError with a line for each problem."""
+        self.problems += _unlike(self.rows, self.names, self.folder)
+        if self.problems:
+            raise LadderError(told(self.problems))
+        return self.images
+
+    def _read(self, row: int, data: bytes, size: tuple[int, int] | None) -> None:
+        path = self.folder / self.names[row]
+        try:
+            image = read_image(data, path, size)
+        except LadderError as error:
+            self.problems.append(str(error))
+        except MemoryError:
+            raise LadderError(
+                f"{one_line(path)}: there is too little memory to decode it; close other programs, "
+                "shrink it or remove it"
+            ) from None
+        else:
+            self._put([row], image[None])
+
+    def _put(self, rows: list[int], images: np.ndarray) -> None:
+        shape = images.shape[1:]
+        if not self.rows:
+            self.images = _room(len(self.names), shape, self.folder / self.names[rows[0]])
+        if shape == self.images.shape[1:]:
+            self.images[rows] = images
+        self.rows.setdefault(shape, []).extend(rows)
+
+
+def _room(count: int, shape: tuple[int, ...], like: Path) -> np.ndarray:
+    """An array for so many images; LadderError where they would take over half of the memory."""
+    size = count * math.prod(shape)
+    half = available_memory() // 2
+    if size <= half:
+        try:
+            return np.empty((count, *shape), np.uint8)
+        except MemoryError:
+            half = 0
+    shrink = max(2, math.ceil(max(shape) / 256))
+    height, width = (max(1, side // shrink) for side in shape[:2])
+    raise LadderError(
+        f"{one_line(like)}: {count:,} images of {_described(shape)} take {size / 1e9:,.1f} GB of "
+        f"memory, and {half / 1e9:,.1f} GB are free for them: ask for a smaller size, such as "
+        f"--size {height}x{width}"
+    )
+
+
+def _insist_on_size(size: tuple[int, int]) -> None:
+    height, width = size
+    if min(size) < 1 or height * width > MAX_PIXELS:
+        raise LadderError(
+            f"--size {height}x{width}: sides are from 1, and at most {MAX_PIXELS:,} pixels are made"
+        )
+
+
+def _blocks(files: Files, problems: list[str]) -> Iterator[tuple[int, list[int], list[bytes]]]:
+    """Not too many files at a time: how many are done by then, rows and bytes of the readable."""
+    rows: list[int] = []
     block: list[bytes] = []
     held = 0
-    for data in read_files(files.folder, files.names):
+    for row, data in enumerate(read_files(files.folder, files.names)):
+        if isinstance(data, LadderError):
+            problems.append(str(data))
+            continue
+        rows.append(row)
         block.append(data)
         held += len(data)
         if len(block) == BLOCK_FILES or held > BLOCK_BYTES:
-            yield block
-            block, held = [], 0
+            yield row + 1, *_scanned(rows, block, files, problems)
+            rows, block, held = [], [], 0
     if block:
-        yield block
+        yield len(files.names), *_scanned(rows, block, files, problems)
 
 
-def _insist_on_scanned(
-    data: list[bytes], digests: np.ndarray, names: list[str], folder: Path
-) -> None:
+def _scanned(
+    rows: list[int], data: list[bytes], files: Files, problems: list[str]
+) -> tuple[list[int], list[bytes]]:
+    """What is as the scan saw it; what is not is a problem."""
     now = np.frombuffer(b"".join([sha256(each).digest() for each in data]), np.uint8)
-    changed = (now.reshape(-1, 32) != digests).any(axis=1)
-    if changed.any():
-        name = names[int(changed.argmax())]
-        raise LadderError(f"{folder / name} changed while it was read; run again")
+    changed = (now.reshape(-1, 32) != files.digests[rows]).any(axis=1)
+    if not changed.any():
+        return rows, data
+    for at in np.flatnonzero(changed):
+        path = one_line(files.folder / files.names[rows[at]])
+        problems.append(f"{path} changed while it was read; run again")
+    same = np.flatnonzero(~changed)
+    return [rows[at] for at in same], [data[at] for at in same]
 
 
-def _insist_on_shape(
-    expected: tuple[int, ...], shapes: list[tuple[int, ...]], names: list[str], folder: Path
-) -> None:
-    for name, shape in zip(names, shapes, strict=False):
-        if shape != expected:
-            raise LadderError(
-                f"{folder / name} is {_described(shape)} among images of {_described(expected)}; "
-                "make them alike or ask for one size"
-            )
+def _unlike(
+    rows: dict[tuple[int, ...], list[int]], names: list[str], folder: Path
+) -> Iterator[str]:
+    """Lines for the images that are not of the commonest shape."""
+    if len(rows) < 2:
+        return
+    usual = max(rows, key=lambda shape: len(rows[shape]))
+    odd = sorted((row, shape) for shape in rows if shape != usual for row in rows[shape])
+    colours = [(row, shape) for row, shape in odd if len(shape) != len(usual)]
+    for row, shape in colours:
+        yield (
+            f"{one_line(folder / names[row])} is {_described(shape)} among images of "
+            f"{_described(usual)}; save it as {_kind(usual)} like the others"
+        )
+    sizes = [(row, shape) for row, shape in odd if len(shape) == len(usual)]
+    for row, shape in sizes[: FEW if len(sizes) > FEW + 1 else None]:
+        yield (
+            f"{one_line(folder / names[row])} is {_described(shape)} among images of "
+            f"{_described(usual)}; make them alike or ask for one size, such as "
+            f"--size {usual[0]}x{usual[1]}"
+        )
+    if len(sizes) > FEW + 1:
+        yield f"{one_line(folder)} has {len(sizes) - FEW:,} more of other sizes than most"
 
 
 def _described(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} x {shape[1]} {'RGB' if len(shape) == 3 else 'greyscale'}"
+    return f"{shape[0]} x {shape[1]} {_kind(shape)}"
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+def _kind(shape: tuple[int, ...]) -> str:
+    return "RGB" if len(shape) == 3 else "greyscale"
 
 
 def _pixel_digests(images: np.ndarray) -> np.ndarray:
     """digests[N, 32] uint8: sha256 of "H W " or "H W 3 " and the pixels of each image."""
     header = np.frombuffer("".join(f"{length} " for length in images.shape[1:]).encode(), np.uint8)
-    texts = np.empty((len(images), len(header) + math.prod(images.shape[1:])), np.uint8)
-    texts[:, : len(header)] = header
-    texts[:, len(header) :] = images.reshape(len(images), -1)
-    data, size = texts.data.cast("B"), texts.shape[1]
-    digests = [sha256(data[at : at + size]).digest() for at in range(0, len(data), size)]
+    size = len(header) + math.prod(images.shape[1:])
+    step = max(1, BLOCK_BYTES // size)
+    digests = []
+    for start in range(0, len(images), step):
+        block = images[start : start + step]
+        texts = np.empty((len(block), size), np.uint8)
+        texts[:, : len(header)] = header
+        texts[:, len(header) :] = block.reshape(len(block), -1)
+        data = texts.data.cast("B")
+        digests += [sha256(data[at : at + size]).digest() for at in range(0, len(data), size)]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-
-
-# Plain PNGs: 8-bit greyscale or RGB, not interlaced, nothing but IHDR, one IDAT and IEND.
-
-
-def _plain_images(data: list[bytes]) -> tuple[list[int], np.ndarray]:
-    """Rows of the plain PNGs of the commonest size and kind, and their images."""
-    if len(data) < PLAIN_FILES:
-        return [], np.empty(0, np.uint8)
-    header, _ = Counter([each[:33] for each in data]).most_common(1)[0]
-    shape = _plain_shape(header)
-    if shape is None:
-        return [], np.empty(0, np.uint8)
-    height, width = shape[0], math.prod(shape[1:])
-    inflated = [_inflate(each, header, height * (1 + width)) for each in data]
-    filtered = np.frombuffer(b"".join(inflated), np.uint8).reshape(-1, height, 1 + width)
-    if filtered[:, :, 0].max(initial=0) > 4:  # unknown: Pillow finds the file
-        return [], np.empty(0, np.uint8)
-    return [row for row, each in enumerate(inflated) if each], _unfilter(filtered, shape)
-
-
-def _plain_shape(header: bytes) -> tuple[int, ...] | None:
-    """(H, W) or (H, W, 3) when a file's first 33 bytes begin a small plain PNG."""
-    if len(header) < 33 or header[:16] != SIGNATURE + b"\0\0\0\x0dIHDR":
-        return None
-    width, height, depth, colour, *methods, crc = struct.unpack(">IIBBBBBI", header[16:])
-    if depth != 8 or colour not in (0, 2) or any(methods) or crc != zlib.crc32(header[12:29]):
-        return None
-    if not 0 < width * height <= PLAIN_PIXELS:
-        return None
-    return (height, width, 3) if colour == 2 else (height, width)
-
-
-def _inflate(data: bytes, header: bytes, length: int) -> bytes:
-    """The filtered rows of a plain PNG with this header, or b"" when it is anything else."""
-    if len(data) > 57:
-        start = header + (len(data) - 57).to_bytes(4) + b"IDAT"
-        end = zlib.crc32(data[37:-16]).to_bytes(4) + END
-        if data.startswith(start) and data.endswith(end):
-            return _inflated(data[41:-16], length)
-    return b""
-
-
-def _inflated(data: bytes, length: int) -> bytes:
-    """What `data` inflates to if that is whole and of this length, otherwise b""."""
-    inflater = zlib.decompressobj()
-    try:
-        rows = inflater.decompress(data, length + 1)  # a bomb goes off one byte too far, no more
-    except zlib.error:
-        return b""
-    return rows if len(rows) == length and inflater.eof else b""
-
-
-def _unfilter(filtered: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """images[N, H, W] or [N, H, W, 3] from filtered[N, H, 1 + W (* 3)], all uint8.
-
-    The first byte of a row names its filter: 0 none, 1 sub, 2 up, 3 average, 4 Paeth, which add
-    to each byte what its neighbours predict (PNG specification, section 9).
-    """
-    filters = filtered[:, :, 0].T.copy()  # [H, N]: what is searched lies together
-    images = filtered[:, :, 1:].copy().reshape(-1, *shape[:2], math.prod(shape[2:]))
-    above = np.zeros_like(images[:, 0])
-    for y in range(shape[0]):
-        for number, undo in FILTERS.items():
-            which = np.flatnonzero(filters[y] == number)
-            if len(which):
-                images[which, y] = undo(images[which, y], above[which])
-        above = images[:, y]
-    return images.reshape(-1, *shape)
-
-
-def _sub(row: np.ndarray, _above: np.ndarray) -> np.ndarray:
-    return np.cumsum(row, axis=1, dtype=np.uint8)
-
-
-def _up(row: np.ndarray, above: np.ndarray) -> np.ndarray:
-    return row + above
-
-
-def _average(row: np.ndarray, above: np.ndarray) -> np.ndarray:
-    pixels, ups = _by_pixel(row), _by_pixel(above)
-    left = np.zeros_like(pixels[0])
-    for x, up in enumerate(ups):
-        pixels[x] += (left + up) >> 1
-        pixels[x] &= 255
-        left = pixels[x]
-    return pixels.transpose(2, 0, 1)
-
-
-def _paeth(row: np.ndarray, above: np.ndarray) -> np.ndarray:
-    pixels, ups = _by_pixel(row), _by_pixel(above)
-    left = corner = np.zeros_like(pixels[0])
-    for x, up in enumerate(ups):
-        down, across = up - corner, left - corner
-        to_left, to_up, to_corner = np.abs(down), np.abs(across), np.abs(down + across)
-        nearest = np.where(to_up <= to_corner, up, corner)
-        nearest = np.where((to_left <= to_up) & (to_left <= to_corner), left, nearest)
-        pixels[x] += nearest
-        pixels[x] &= 255
-        left, corner = pixels[x], up
-    return pixels.transpose(2, 0, 1)
-
-
-def _by_pixel(row: np.ndarray) -> np.ndarray:
-    """row[N, W, C] uint8 -> [W, C, N] int16: one pixel of all files lies together."""
-    return row.transpose(1, 2, 0).astype(np.int16, order="C")
-
-
-FILTERS = {1: _sub, 2: _up, 3: _average, 4: _paeth}
-
-
-# Everything else, through Pillow.
-
-
-def _by_pillow(data: bytes, path: Path) -> np.ndarray:
-    """The image[H, W] or [H, W, 3] uint8 of any accepted file; LadderError naming `path`."""
-    named = "PNG" if path.suffix.lower() == ".png" else "JPEG"
-    kinds = {SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG"}
-    kind = next((kinds[start] for start in kinds if data.startswith(start)), None)
-    if kind is None:
-        raise _damaged(path, f"it does not begin like a {named}")
-    if kind != named:
-        suffix = ".png" if kind == "PNG" else ".jpg"
-        raise LadderError(f"{path} is a {kind}: rename it to {suffix} or remove it")
-    return _png(data, path) if kind == "PNG" else _jpeg(data, path)
-
-
-def _png(data: bytes, path: Path) -> np.ndarray:
-    chunks = _chunks(data, path)
-    header = next(body for kind, body in chunks if kind == b"IHDR")
-    width, height, depth, colour, *methods, interlaced = struct.unpack(">IIBBBBB", header)
-    bits = depth * {0: 1, 2: 3, 3: 1}.get(colour, 0)
-    if depth == 16:
-        raise _unwanted(path, "16-bit")
-    if colour in (4, 6) or any(kind == b"tRNS" for kind, _ in chunks):
-        raise _unwanted(path, "transparent")
-    if any(kind == b"acTL" for kind, _ in chunks):
-        raise _unwanted(path, "animated")
-    _insist_on_size(width, height, path)
-    length = _filtered_length(width, height, bits, interlaced)
-    if any(methods) or interlaced > 1 or not bits:
-        raise _damaged(path, "its header is invalid")
-    if not _inflated(b"".join([body for kind, body in chunks if kind == b"IDAT"]), length):
-        raise _damaged(path, "its pixels are incomplete")
-    image = _loaded(PngImageFile, data, path)
-    if image.mode != "P":
-        return np.asarray(image.convert("L") if image.mode == "1" else image)
-    colours = b"".join([body for kind, body in chunks if kind == b"PLTE"])
-    palette = np.frombuffer(colours[: len(colours) // 3 * 3], np.uint8).reshape(-1, 3)
-    indices = np.asarray(image)
-    if indices.max() >= len(palette):
-        raise _damaged(path, "its palette is too short")
-    is_grey = (palette == palette[:, :1]).all()
-    return palette[indices, 0] if is_grey else palette[indices]
-
-
-def _chunks(data: bytes, path: Path) -> list[tuple[bytes, bytes]]:
-    """The (kind, body) of each chunk of a PNG whose order, lengths and CRCs are right."""
-    chunks = []
-    start = len(SIGNATURE)
-    while start < len(data):
-        end = start + 8 + int.from_bytes(data[start : start + 4])
-        if data[end : end + 4] != zlib.crc32(data[start + 4 : end]).to_bytes(4):
-            raise _damaged(path, f"the chunk at byte {start} is broken")
-        chunks.append((data[start + 4 : start + 8], data[start + 8 : end]))
-        start = end + 4
-    kinds = b" ".join([kind for kind, _ in chunks])
-    if not re.fullmatch(
-        rb"IHDR( [a-z]\w{3})*( PLTE)?( [a-z]\w{3})*( IDAT)+( [a-z]\w{3})* IEND", kinds
-    ):
-        raise _damaged(path, "chunks are missing or out of order")
-    if len(chunks[0][1]) != 13:
-        raise _damaged(path, "its header is invalid")
-    return chunks
-
-
-def _filtered_length(width: int, height: int, bits: int, interlaced: int) -> int:
-    """Bytes of a PNG's filtered rows at `bits` a pixel."""
-    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
-    sizes = [
-        (len(range(left, width, across)), len(range(top, height, down)))
-        for left, top, across, down in passes
-    ]
-    return sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns)
-
-
-def _jpeg(data: bytes, path: Path) -> np.ndarray:
-    """A JPEG has no checksum: damage within its scan shows only in its pixels."""
-    if not _ends(data):
-        raise _damaged(path, "it ends too early")
-    image = _loaded(JpegImageFile, data, path)
-    if image.mode not in ("L", "RGB"):
-        raise _unwanted(path, image.mode)
-    return np.asarray(image)
-
-
-def _ends(data: bytes) -> bool:
-    """Whether a JPEG's end marker follows its scan, not just a thumbnail in its header."""
-    start = 2
-    while data[start : start + 2] != b"\xff\xda":
-        if data[start : start + 1] != b"\xff":
-            return False
-        is_fill = data[start + 1 : start + 2] == b"\xff"
-        start += 1 if is_fill else 2 + int.from_bytes(data[start + 2 : start + 4])
-    return data.find(b"\xff\xd9", start) > 0
-
-
-def _loaded(
-    plugin: type[PngImageFile] | type[JpegImageFile], data: bytes, path: Path
-) -> Image.Image:
-    """The image by this plugin alone: no other format is ever tried."""
-    try:
-        image = plugin(BytesIO(data))
-        _insist_on_size(*image.size, path)
-        image.load()
-    except LadderError:
-        raise
-    except Exception as error:  # a damaged file may raise anything in there
-        raise _damaged(path, str(error)) from None
-    return image
-
-
-def _insist_on_size(width: int, height: int, path: Path) -> None:
-    if not 0 < width * height <= MAX_PIXELS:
-        raise LadderError(
-            f"{path} is {height} x {width}; at most {MAX_PIXELS:,} pixels are read: shrink it or "
-            "remove it"
-        )
-
-
-def _damaged(path: Path, why: str) -> LadderError:
-    return LadderError(f"{path} is damaged ({why}): mend or remove it")
-
-
-def _unwanted(path: Path, what: str) -> LadderError:
-    return LadderError(
-        f"{path} is {what}: convert it to 8-bit greyscale or RGB without transparency, or remove it"
-    )

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tasks.caching.basics import LadderError, write_atomic
+from tasks.caching.basics import LadderError, one_line, told, write_atomic
 from tasks.caching.stage import Run
+from tasks.layout import SUFFIXES, left_aside, not_utf8, some, survey, unreadable
 
-TRAINING = ("training", "train")
-TESTING = ("testing", "test", "valid")
-SUFFIXES = (".png", ".jpg", ".jpeg")
+MAX_BYTES = 256_000_000  # of a file: more than the largest image needs that is read
+PIECE = 16_000_000  # bytes read at a time
 
 # A file with all of these unchanged is not read again; ctime catches `cp -p` and `touch -d`.
 stat_fields = attrgetter("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
@@ -69,7 +69,7 @@ class Folder:
         """The files, from the listing under `root`; LadderError if that is lost or damaged."""
         listing = read_listing(root, self.digest)
         if listing is None:
-            raise LadderError(f"{self.label}: its listing under {root} is lost; run again")
+            raise LadderError(f"{one_line(self.label)}: its listing under {root} is lost; run again")
         return Files(Path(self.path), *listing)
 
     def explain(self, before: str, root: Path) -> str:
@@ -107,18 +107,29 @@ class Dataset:
 def scan(path: Path, root: Path, run: Run = Run()) -> Dataset:
     """What the dataset folder `path` holds now; listings and a stat index are kept under `root`.
 
-    Raises LadderError for a folder that is no dataset and for a file that cannot be read.
+    Raises LadderError for a folder that is no dataset and for files that cannot be read, with a
+    line for each.
     """
     path = path.resolve()
-    splits, classes, skipped = layout(path)
+    found, problems = survey(path)
     started = time.time_ns()
     index = root / "scans" / f"{sha256(os.fsencode(path)).hexdigest()[:32]}.arrow"
     before = _read_index(index)
+    places = {
+        f"training/{name}": at for name, at in zip(found.classes, found.training, strict=True)
+    }
+    places |= {f"testing/{name}": at for name, at in zip(found.classes, found.testing, strict=True)}
+    skipped = found.skipped
+    listed = {label: _list(place, skipped, problems) for label, place in places.items()}
+    if problems:
+        raise LadderError(told(problems))
     after: dict[str, Seen] = {}
-    places = {f"{split}/{name}": splits[split] / name for split in splits for name in classes}
-    for done, (label, place) in enumerate(places.items()):
-        run.progress(done, len(places), label)
-        after[label] = _scan_folder(place, before.get(label, UNSEEN), root, started, skipped)
+    for done, (label, now) in enumerate(listed.items()):
+        run.progress(done, len(places), one_line(label))
+        old = before.get(label, UNSEEN)
+        after[label] = _scan_folder(places[label], now, old, root, started, problems)
+    if problems:
+        raise LadderError(told(problems))
     run.progress(len(places), len(places), "")
     if before.keys() != after.keys() or any(after[label] is not before[label] for label in after):
         _write_index(index, after)
@@ -127,85 +138,74 @@ def scan(path: Path, root: Path, run: Run = Run()) -> Dataset:
         Folder(str(places[label]), label, len(seen.stat), seen.listing)
         for label, seen in after.items()
     ]
-    n = len(classes)
-    return Dataset(path.name, str(path), classes, folders[:n], folders[n:], sorted(skipped))
+    n = len(found.classes)
+    return Dataset(path.name, str(path), found.classes, folders[:n], folders[n:], sorted(skipped))
 
 
-def layout(path: Path) -> tuple[dict[str, Path], list[str], list[str]]:
-    """The split folders, class names and stray files of a dataset; LadderError if it is none."""
-    splits = {"training": _split(path, TRAINING), "testing": _split(path, TESTING)}
-    skipped: list[str] = []
-    classes, tested = (_classes(split, skipped) for split in splits.values())
-    _insist_on_equal(splits["training"], classes, splits["testing"], tested)
-    return splits, classes, skipped
+def read_files(folder: Path, names: Iterable[str]) -> Iterator[bytes | LadderError]:
+    """The bytes of each file, or why it cannot be read, for the caller to raise or to collect.
 
-
-def read_files(folder: Path, names: Iterable[str]) -> Iterator[bytes]:
-    """The bytes of each file; opening it relative to its folder takes half the time.
-
-    Raises LadderError naming the file that cannot be read.
+    Opening it relative to its folder takes half the time.
     """
     directory = _open(folder)
     try:
         for name in names:
+            data: bytes | LadderError
             try:
-                file = os.open(name, os.O_RDONLY, dir_fd=directory)
+                # Without O_NONBLOCK a pipe put in its place meanwhile would be waited for.
+                file = os.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
                 try:
-                    data = more = os.read(file, 65536)
-                    while len(more) == 65536:  # most files end here, and save a call
-                        data += (more := os.read(file, 65536))
+                    data = os.read(file, 65536)
+                    if len(data) == 65536:  # most files are shorter, and save two calls
+                        data = _whole(file, data, folder / name)
                 finally:
                     os.close(file)
             except OSError as error:
-                raise _unreadable(folder / name, error) from None
+                data = unreadable(folder / name, error)
+            except LadderError as error:
+                data = error
+            except MemoryError:
+                raise LadderError(
+                    f"{one_line(folder / name)}: there is too little memory to read it; close other "
+                    "programs and run again"
+                ) from None
             yield data
     finally:
         os.close(directory)
 
 
-def _split(path: Path, names: tuple[str, ...]) -> Path:
-    if not path.is_dir():
-        raise LadderError(f"{path}: no such folder; give a dataset's folder, or fetch one first")
-    found = [path / name for name in names if (path / name).is_dir()]
-    if not found:
-        raise LadderError(
-            f"{path} has no folder {' or '.join(names)}; a dataset is laid out as "
-            "training/CLASS/*.png and testing/CLASS/*.png"
-        )
-    if len(found) > 1:
-        raise LadderError(f"{path} has both {found[0].name} and {found[1].name}; keep one of them")
-    return found[0]
+def _whole(file: int, start: bytes, path: Path) -> bytes:
+    """An open file's bytes from its start; LadderError for what would hardly end."""
+    state = os.fstat(file)
+    if not stat.S_ISREG(state.st_mode):
+        raise LadderError(f"{one_line(path)} is no regular file any more: run again")
+    pieces, held = [start], len(start)
+    while held <= MAX_BYTES >= state.st_size and (more := os.read(file, PIECE)):
+        pieces.append(more)
+        held += len(more)
+    if max(held, state.st_size) > MAX_BYTES:
+        raise too_large(path, max(held, state.st_size))
+    return b"".join(pieces)
 
 
-def _classes(split: Path, skipped: list[str]) -> list[str]:
-    """The names of the class folders, sorted; what else lies there is added to `skipped`."""
-    try:
-        entries = [entry for entry in os.listdir(split) if not entry.startswith(".")]
-    except OSError as error:
-        raise _unreadable(split, error) from None
-    classes = [entry for entry in entries if (split / entry).is_dir()]
-    strays = set(entries).difference(classes)
-    skipped += [f"{split.name}/{_shown(entry)}: not in a class folder" for entry in strays]
-    _insist_on_utf8(split, classes)
-    return sorted(classes)  # by code point, which is the order of their UTF-8 bytes too
+def too_large(path: Path, size: int) -> LadderError:
+    """The error for a file that no image needs to be as large as."""
+    return LadderError(
+        f"{one_line(path)} has {size:,} bytes; at most {MAX_BYTES:,} are read of a file: shrink it or "
+        "remove it"
+    )
 
 
-def _insist_on_equal(training: Path, classes: list[str], testing: Path, tested: list[str]) -> None:
-    if not classes:
-        raise LadderError(f"{training} has no class folders; make one folder of images per class")
-    for here, there, names in (
-        (testing, training, set(tested) - set(classes)),
-        (training, testing, set(classes) - set(tested)),
-    ):
-        for name in sorted(names):
-            raise LadderError(
-                f"{there} lacks the class {name}: add {there / name} or remove {here / name}"
-            )
-
-
-def _scan_folder(folder: Path, before: Seen, root: Path, started: int, skipped: list[str]) -> Seen:
+def _scan_folder(
+    folder: Path,
+    listed: tuple[list[str], np.ndarray],
+    before: Seen,
+    root: Path,
+    started: int,
+    problems: list[str],
+) -> Seen:
     """The folder as it is now: `before` itself when no file had to be read."""
-    names, now = _list(folder, skipped)
+    names, now = listed
     old = read_listing(root, before.listing)
     if old is None or len(old.names) != len(before.stat):
         before, old = UNSEEN, EMPTY
@@ -216,9 +216,15 @@ def _scan_folder(folder: Path, before: Seen, root: Path, started: int, skipped: 
     rows = np.array([row.get(name, -1) for name in names])
     unknown = (np.vstack([before.stat, np.zeros((1, 5), np.int64)])[rows] != now).any(axis=1)
     digests = np.vstack([old.digests, np.zeros((1, 32), np.uint8)])[rows]
-    fresh = read_files(folder, [names[i] for i in np.flatnonzero(unknown)])
-    hashes = b"".join([sha256(data).digest() for data in fresh])
-    digests[unknown] = np.frombuffer(hashes, np.uint8).reshape(-1, 32)
+    hashes = []
+    for data in read_files(folder, [names[i] for i in np.flatnonzero(unknown)]):
+        if isinstance(data, LadderError):
+            problems.append(str(data))
+        else:
+            hashes.append(sha256(data).digest())
+    if problems:
+        return UNSEEN  # the scan ends with them
+    digests[unknown] = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
 
     # What changed just now may change again within the same tick of the clock: read it next time.
     times = now[:, 2:4]
@@ -226,30 +232,45 @@ def _scan_folder(folder: Path, before: Seen, root: Path, started: int, skipped: 
     return Seen(_write_listing(root, Listing(names, digests)), now)
 
 
-def _list(folder: Path, skipped: list[str]) -> tuple[list[str], np.ndarray]:
+def _list(folder: Path, skipped: list[str], problems: list[str]) -> tuple[list[str], np.ndarray]:
     """Names of the images, sorted, and stat[N, 5] int64; other files are added to `skipped`."""
-    directory = _open(folder)
+    try:
+        directory = _open(folder)
+    except LadderError as error:
+        problems.append(str(error))
+        return [], _int64([]).reshape(-1, 5)
+    place = "/".join(map(one_line, folder.parts[-2:]))
     fields: list[int] = []
     try:
         entries = sorted(os.listdir(directory))
-        del entries[bisect(entries, ".") : bisect(entries, "/")]  # hidden files
+        hidden = slice(bisect(entries, "."), bisect(entries, "/"))
+        skipped += left_aside(place, entries[hidden], "hidden")
+        del entries[hidden]
         # Most are lower case as they are, and spare the call.
         names = [n for n in entries if n.endswith(SUFFIXES) or n.lower().endswith(SUFFIXES)]
         for name in names:
-            fields += stat_fields(os.stat(name, dir_fd=directory))
+            try:
+                fields += stat_fields(os.stat(name, dir_fd=directory))
+            except OSError as error:
+                problems.append(str(unreadable(folder / name, error)))
+                fields += _UNKNOWN
     except OSError as error:
-        raise _unreadable(folder / str(error.filename), error) from None
+        raise unreadable(folder, error) from None
     finally:
         os.close(directory)
     now = _int64(fields).reshape(-1, 5)
     regular = np.equal(now[:, 0] & 0o170000, stat.S_IFREG)
+    others: list[str] = []
     if len(names) < len(entries) or not regular.all():
         names = [name for name, is_regular in zip(names, regular, strict=True) if is_regular]
-        skipped += [_why_skipped(folder / name) for name in set(entries).difference(names)]
+        others = sorted(set(entries).difference(names))
+        skipped += _left_out(folder, place, others)
         now = now[regular]
     if not names:
-        raise LadderError(f"{folder} holds no .png, .jpg or .jpeg: add images or remove it")
-    _insist_on_utf8(folder, names)
+        problems.append(_no_images(folder, others))
+    problems += not_utf8(folder, names)
+    for row in np.flatnonzero(now[:, 1] > MAX_BYTES):
+        problems.append(str(too_large(folder / names[row], int(now[row, 1]))))
     return names, now
 
 
@@ -260,37 +281,35 @@ def _int64(values: list[int]) -> np.ndarray:
         return np.array([value % 2**63 for value in values], np.int64)
 
 
-def _why_skipped(path: Path) -> str:
-    if path.is_dir():
-        why = "a folder inside a class folder"
-    elif path.is_file():
-        why = "not .png, .jpg or .jpeg"
-    else:
-        why = "not a regular file"
-    return f"{'/'.join(map(_shown, path.parts[-3:]))}: {why}"
+def _left_out(folder: Path, place: str, names: list[str]) -> Iterator[str]:
+    """The lines of what lies in a class folder and is no image, one for each kind."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            why = "a folder inside a class folder"
+        elif path.is_file():
+            why = "not .png, .jpg or .jpeg"
+        else:
+            why = "not a regular file"
+        kinds.setdefault(why, []).append(name)
+    for why, these in kinds.items():
+        yield from left_aside(place, these, why)
 
 
-def _insist_on_utf8(folder: Path, names: list[str]) -> None:
-    if _shown("".join(names)) != "".join(names):
-        name = next(name for name in names if _shown(name) != name)
-        raise LadderError(f"{folder}: the name {_shown(name)} is not UTF-8; rename it")
-
-
-def _shown(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()
+def _no_images(folder: Path, others: list[str]) -> str:
+    found = f", only {some(others)}" if others else ""
+    return (
+        f"{one_line(folder)} holds no .png, .jpg or .jpeg{found}: add images to it, or remove the "
+        f"class {one_line(folder.name)} from training and testing"
+    )
 
 
 def _open(folder: Path) -> int:
     try:
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise _unreadable(folder, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> LadderError:
-    broken = path.is_symlink() and not path.exists()
-    why = "a broken link" if broken else error.strerror
-    return LadderError(f"{_shown(str(path))} cannot be read ({why}): mend or remove it")
+        raise unreadable(folder, error) from None
 
 
 def _listing_path(root: Path, digest: str) -> Path:
@@ -357,5 +376,6 @@ def _write(path: Path, schema: pa.Schema, columns: list[Any]) -> None:
     write_atomic(path, memoryview(sink.getvalue()))
 
 
+_UNKNOWN = (stat.S_IFREG, 0, 0, 0, 0)  # the stat fields of a file that cannot be looked at
 EMPTY = Listing([], np.zeros((0, 32), np.uint8))
 UNSEEN = Seen("", np.zeros((0, 5), np.int64))

@@ -25,7 +25,9 @@ from tasks import scan as scanning
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
 from tasks.caching.store import Stack
-from tasks.decode import PLAIN_FILES, decode_rows
+from tasks.decode import decode_rows
+from tasks.pillow import ADAM7
+from tasks.png import FEWEST, plain_images
 from tasks.scan import Files, Listing
 
 decode = chapter.decode.fn
@@ -92,7 +94,7 @@ PIXELS = noise(6, 5)
 PLAIN = saved(PIXELS)
 RAW = b"".join(b"\0" + row.tobytes() for row in PIXELS)
 IDAT = chunk(b"IDAT", zlib.compress(RAW))
-BOTH_PATHS = pytest.mark.parametrize("copies", [1, PLAIN_FILES], ids=["pillow", "fast"])
+BOTH_PATHS = pytest.mark.parametrize("copies", [1, FEWEST], ids=["pillow", "fast"])
 
 
 # Right pixels
@@ -118,10 +120,10 @@ def test_every_filter_gives_the_pixels_that_pillow_gives(
             generator.choice(generator.permutation(5)[:kinds], height).tolist(),
             channels,
         )
-        for _ in range(PLAIN_FILES)
+        for _ in range(FEWEST)
     ]  # fmt: skip
-    rows, images = chapter._plain_images(data)
-    assert rows == list(range(PLAIN_FILES))
+    rows, images = plain_images(data)
+    assert rows == list(range(FEWEST))
     names = [f"{i}.png" for i in rows]
     expected = np.stack([by_pillow(each) for each in data])
     assert images.dtype == np.uint8
@@ -199,7 +201,7 @@ def test_any_other_valid_greyscale_png_is_right_too(
 def interlaced_png(pixels: np.ndarray) -> bytes:
     """A PNG in Adam7's seven passes, unfiltered."""
     raw = b""
-    for left, top, across, down in chapter.ADAM7:
+    for left, top, across, down in ADAM7:
         part = pixels[top::down, left::across]
         raw += b"".join(b"\0" + row.tobytes() for row in part if row.size)
     kind = header(pixels.shape[1], pixels.shape[0], 8, 0, 0, 0, 1)
@@ -269,14 +271,14 @@ def test_a_size_resizes_every_image_as_pillow_does(tmp_path: Path) -> None:
 
 
 def test_a_size_applies_to_the_fast_path_too(tmp_path: Path) -> None:
-    data = {f"{i:02d}.png": saved(noise(6, 5, seed=i)) for i in range(PLAIN_FILES)}
+    data = {f"{i:02d}.png": saved(noise(6, 5, seed=i)) for i in range(FEWEST)}
     stack = decode(files_of(tmp_path, data), (3, 4))
     expected = Image.fromarray(noise(6, 5, seed=9)).resize((4, 3), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(stack.images[9].numpy(), np.asarray(expected))
 
 
 @pytest.mark.parametrize("odd", [noise(5, 6), noise(6, 5, 3), noise(1, 1)])
-@pytest.mark.parametrize("copies", [3, PLAIN_FILES])
+@pytest.mark.parametrize("copies", [3, FEWEST])
 @pytest.mark.parametrize("block", [2, 10_000])
 def test_the_first_image_unlike_the_others_is_named(
     tmp_path: Path, odd: np.ndarray, copies: int, block: int, monkeypatch: pytest.MonkeyPatch
@@ -382,7 +384,7 @@ def test_a_jpegs_thumbnail_and_trailing_bytes_do_no_harm() -> None:
         np.testing.assert_array_equal(image, by_pillow(JPEG))
 
 
-@pytest.mark.parametrize("copies", [1, PLAIN_FILES])
+@pytest.mark.parametrize("copies", [1, FEWEST])
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -414,8 +416,8 @@ def test_no_flipped_bit_changes_a_png_unseen() -> None:
         with pytest.raises(LadderError, match=r"bad\.png"):
             decode_rows([data], ["bad.png"], HERE)
     many = [with_byte(PLAIN, position, 1 << position % 8) for position in range(33, len(PLAIN))]
-    rows, _ = chapter._plain_images([PLAIN] * PLAIN_FILES + many)
-    assert rows == list(range(PLAIN_FILES))
+    rows, _ = plain_images([PLAIN] * FEWEST + many)
+    assert rows == list(range(FEWEST))
 
 
 def change(file: Path) -> None:
@@ -571,7 +573,7 @@ def test_a_new_file_among_known_ones_is_checked_as_ever(tmp_path: Path, memory: 
         memory.decode(files)
 
 
-@pytest.mark.parametrize("copies", [1, PLAIN_FILES])
+@pytest.mark.parametrize("copies", [1, FEWEST])
 def test_known_bytes_under_a_wrong_suffix_are_refused_as_ever(
     tmp_path: Path, memory: Memory, copies: int
 ) -> None:

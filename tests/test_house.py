@@ -14,7 +14,10 @@ from flows import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = [
+    "layout",
     "scan",
+    "png",
+    "pillow",
     "decode",
     "baseline",
     "models",
@@ -32,6 +35,7 @@ CHAPTERS = [
 ]
 ENGINE = [
     "basics",
+    "memory",
     "places",
     "locks",
     "records",

@@ -8,10 +8,11 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
+MOST = 20  # problems told at once; a wall of them hides the first
 LITTER = re.compile(r"\..*\.\d+-[0-9a-f]{8}\.tmp", re.DOTALL)  # what `write_atomic` may leave
 
 # That a file is not there, or that its name leads to no file: nothing else is said of the file.
@@ -63,6 +64,21 @@ def expand(path: str) -> Path:
 def printable(text: str) -> str:
     """Text from outside for a terminal: what could steer one stands as its escape sequence."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def one_line(name: object) -> str:
+    """A name from outside for one line of a message: nothing in it breaks the line or steers."""
+    return printable(str(name)).replace("\n", "\\n")
+
+
+def told(problems: Iterable[str]) -> str:
+    """Problems, one a line: the first 20, then how many more; texts made by it are counted too."""
+    lines = [line for problem in problems for line in problem.split("\n")]
+    sums = {line: re.fullmatch(r"and ([\d,]+) more", line) for line in lines}
+    more = sum(int(found[1].replace(",", "")) for line in lines if (found := sums[line]))
+    lines = [line for line in lines if not sums[line]]
+    more += len(lines[MOST:])
+    return "\n".join(lines[:MOST] + [f"and {more:,} more"] * (more > 0))
 
 
 # Scheme; what stands before the last @, where it may be a password; host and path; query.

@@ -36,7 +36,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 import torch
 
 from tasks.caching import machine, process
-from tasks.caching.basics import DamagedError, LadderError, StageError, StoppedError
+from tasks.caching.basics import DamagedError, LadderError, StageError, StoppedError, told
 from tasks.caching.fingerprint import check, fingerprint
 from tasks.caching.plan import (
     FIRST,
@@ -538,12 +538,14 @@ class Session:
         if self.planned is not None:
             return None
         try:
-            failures = [text for future in self.futures if (text := _failure(future))]
+            failures = [error for future in self.futures if (error := _failure(future))]
         except BaseException:
             self.bodies.stop()
             raise
         if failures:
-            raise LadderError("\n".join(failures))
+            mistakes = [str(error) for error in failures if isinstance(error, LadderError)]
+            others = [str(error) for error in failures if not isinstance(error, LadderError)]
+            raise LadderError("\n".join([*others, *[told(mistakes)] * bool(mistakes)]))
         ref: Ref = handle.result()
         return ref
 
@@ -569,16 +571,16 @@ def limited(stage: str) -> set[str]:
     return {stage}
 
 
-def _failure(future: Any) -> str:
+def _failure(future: Any) -> Exception | None:
     """Why a stage failed, or nothing for one that did not, or whose input did."""
     future.wait()
     if not (future.state.is_failed() or future.state.is_crashed()):
-        return ""
+        return None
     error = future.state.result(raise_on_failure=False)
     if isinstance(error, StoppedError):
-        return ""  # the run was, for a reason that another tells
+        return None  # the run was, for a reason that another tells
     mine = isinstance(error, LadderError | StageError)
-    return str(error) if mine else f"{future.state.name}: {error}"
+    return error if mine else StageError(f"{future.state.name}: {error}")
 
 
 def begin(settings: Settings) -> Session:
