@@ -28,6 +28,7 @@ from tasks.scan import Files, read_files, read_listing
 
 BLOCK_FILES, BLOCK_BYTES = 8192, 4_000_000  # of files read at a time
 LOOKS = 128  # earlier results to search: looking into more takes longer than decoding anew
+LARGE = 64_000_000  # bytes: for less, to ask how much memory there is takes too long
 FEW = 3  # images of another size are told one by one; more of them are summed up
 
 
@@ -155,6 +156,8 @@ class Canvas:
         found, plain = plain_images(data if are_png else [])
         if size is None and found:
             self._put([rows[at] for at in found], plain)
+            if len(found) == len(rows):
+                return
         done = dict(zip(found, plain, strict=True))
         for at, (row, each) in enumerate(zip(rows, data, strict=True)):
             if at not in done:
@@ -195,12 +198,9 @@ class Canvas:
 def _room(count: int, shape: tuple[int, ...], like: Path) -> np.ndarray:
     """An array for so many images; LadderError where they would take over half of the memory."""
     size = count * math.prod(shape)
-    half = available_memory() // 2
+    half = available_memory() // 2 if size > LARGE else LARGE
     if size <= half:
-        try:
-            return np.empty((count, *shape), np.uint8)
-        except MemoryError:
-            half = 0
+        return np.empty((count, *shape), np.uint8)
     shrink = max(2, math.ceil(max(shape) / 256))
     height, width = (max(1, side // shrink) for side in shape[:2])
     raise LadderError(

@@ -113,7 +113,10 @@ def entries(folder: Path, place: str) -> Entries:
         ) from None
     except OSError as error:
         raise unreadable(folder, error) from None
-    skipped = [*left_aside(place, hidden, "hidden"), *left_aside(place, junk, "no images of yours")]
+    skipped = [
+        *left_aside(place, hidden, "hidden"),
+        *left_aside(place, junk, "left by a system, no images"),
+    ]
     return Entries(sorted(folders), sorted(files), skipped)
 
 

@@ -127,7 +127,9 @@ def read_image(data: bytes, path: Path, size: tuple[int, int] | None) -> np.ndar
     kind = _kind(data)
     if kind != named:
         raise _misnamed(data, path, named, kind)
-    image = _png(data, path) if kind == "a PNG" else _jpeg(data, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what Pillow finds in EXIF data and the like
+        image = _png(data, path) if kind == "a PNG" else _jpeg(data, path)
     return np.asarray(resized(image, size) if size else image)
 
 
@@ -180,7 +182,7 @@ def _png(data: bytes, path: Path) -> Image.Image:
     image = _loaded(PngImageFile, bare, path)
     key = bytes(named.get(b"tRNS", b"")) if colour in (0, 2, 3) else b""
     image = _opaque(image, key, depth, len(named.get(b"PLTE", b"")) // 3, path)
-    return _upright(image, bytes(named.get(b"eXIf", b"")))
+    return _upright(image, bytes(named[b"eXIf"])) if b"eXIf" in named else image
 
 
 def _chunks(data: bytes, path: Path) -> list[Chunk]:
@@ -287,7 +289,8 @@ def _jpeg(data: bytes, path: Path) -> Image.Image:
     image = _loaded(JpegImageFile, data, path)
     if image.mode not in ("L", "RGB"):
         raise _unwanted(path, image.mode)
-    return _upright(image, image.info.get("exif", b""))
+    exif = image.info.get("exif")
+    return _upright(image, exif) if exif else image
 
 
 def _insist_on_frame(data: bytes, path: Path) -> None:
@@ -346,19 +349,15 @@ def _loaded(
 
 def _upright(image: Image.Image, exif: bytes) -> Image.Image:
     """The image as it is to be looked at; what is wrong with EXIF data does not matter."""
-    if not exif:
-        return image
     orientation = 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            tags = Image.Exif()
-            tags.load(exif)
-            orientation = tags.get(ExifTags.Base.Orientation, 1)
-        except MemoryError:
-            raise
-        except Exception:  # anything may be raised there too
-            return image
+    try:
+        tags = Image.Exif()
+        tags.load(exif)
+        orientation = tags.get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # anything may be raised there too
+        return image
     way = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if way is None else image.transpose(way)
 

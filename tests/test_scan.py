@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -111,32 +113,48 @@ def test_a_digest_depends_on_names_and_bytes_and_on_no_path(
 
 def test_the_digest_of_a_listing_is_golden(tmp_path: Path, root: Path) -> None:
     """A changed digest would decode every folder of every user again: do it knowingly."""
-    for split in ("training", "testing"):
-        (tmp_path / "d" / split / "x").mkdir(parents=True)
-        (tmp_path / "d" / split / "x" / "a.png").write_bytes(b"a")
+    for place in ("training/x", "training/y", "testing/x", "testing/y"):
+        (tmp_path / "d" / place).mkdir(parents=True)
+        (tmp_path / "d" / place / "a.png").write_bytes(b"a")
     expected = hashlib.sha256(b"1\0a.png\0" + hashlib.sha256(b"a").digest()).hexdigest()
-    assert digests(scan(tmp_path / "d", root)) == [expected, expected]
+    assert digests(scan(tmp_path / "d", root)) == [expected] * 4
 
 
-def test_other_files_are_skipped_with_the_reason(write_dataset: Write, root: Path) -> None:
+def test_whatever_is_not_used_has_a_line_with_the_reason(write_dataset: Write, root: Path) -> None:
+    """Beside the splits, beside the classes, in a class; one line for many of a kind."""
     path = write_dataset()
     cat = path / "training" / "cat"
-    (cat / "notes.txt").touch()
-    (cat / "more").mkdir()
-    (cat / "folder.png").mkdir()
+    for name in ("notes.txt", ".hidden.png", ".DS_Store"):
+        (cat / name).touch()
+    for folder in ("cat/more", "cat/folder.png", ".cache", "__MACOSX", "@eaDir", "lost+found"):
+        (path / "training" / folder).mkdir()
     os.mkfifo(cat / "pipe.png")
-    (cat / ".hidden.png").touch()
-    (path / "training" / ".cache").mkdir()
-    (path / "testing" / "labels.csv").touch()
+    for folder in ("val/cat", "extra", ".git", "$RECYCLE.BIN"):
+        (path / folder).mkdir(parents=True)
+    for file in ("README.md", "testing/labels.csv", "testing/Thumbs.db", "testing/desktop.ini"):
+        (path / file).touch()
+    for number in range(1000):
+        (path / f"testing/dog/{number:04}.txt").touch()
+    (path / "testing/link").symlink_to("gone")
     (cat / "UPPER.JPG").write_bytes(b"x")
     (cat / "long.JpEg").write_bytes(b"y")
     dataset = scan(path, root)
+    assert dataset.classes == ["cat", "dog"]
     assert dataset.skipped == [
-        "testing/labels.csv: not in a class folder",
-        "training/cat/folder.png: a folder inside a class folder",
-        "training/cat/more: a folder inside a class folder",
+        "animals/$RECYCLE.BIN: left by a system, no images",
+        "animals/.git: hidden",
+        "animals/README.md: a file beside training and testing",
+        "animals: a folder beside training and testing, not used (2: extra, val)",
+        "testing/dog: not .png, .jpg or .jpeg "
+        "(1,000: 0000.txt, 0001.txt, 0002.txt, 0003.txt, 0004.txt, ...)",
+        "testing: left by a system, no images (2: Thumbs.db, desktop.ini)",
+        "testing: not in a class folder (2: labels.csv, link)",
+        "training/.cache: hidden",
         "training/cat/notes.txt: not .png, .jpg or .jpeg",
         "training/cat/pipe.png: not a regular file",
+        "training/cat: a folder inside a class folder (2: folder.png, more)",
+        "training/cat: hidden (2: .DS_Store, .hidden.png)",
+        "training: left by a system, no images (3: @eaDir, __MACOSX, lost+found)",
     ]
     names = dataset.training[0].load(root).names
     assert names == ["0.png", "1.png", "2.png", "UPPER.JPG", "long.JpEg"]
@@ -159,48 +177,158 @@ def make(folder: str) -> Callable[[Path], object]:
     return lambda path: (path / folder).mkdir(parents=True)
 
 
+def put(name: str) -> Callable[[Path], object]:
+    return lambda path: (path / name).write_bytes(b"x")
+
+
+def link(name: str, target: str) -> Callable[[Path], object]:
+    return lambda path: (path / name).symlink_to(target)
+
+
+def rename(before: str, after: str) -> Callable[[Path], object]:
+    return lambda path: (path / before).rename(path / after)
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+SURROGATE = b"\xff".decode(errors="surrogateescape")
+
+
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("acts", "lines"),
     [
-        (shutil.rmtree, "animals: no such folder"),
-        (remove("training"), "no folder training or train; a dataset is laid out"),
-        (remove("testing"), "no folder testing or test or valid"),
-        (make("train"), "has both training and train; keep one"),
-        (make("valid"), "has both testing and valid; keep one"),
-        (remove("training/cat"), "training lacks the class cat: add .*training/cat or remove"),
-        (remove("testing/cat"), "testing lacks the class cat: add .*testing/cat or remove"),
-        (make("training/emu"), "testing lacks the class emu"),
-        (lambda path: (remove("training/cat")(path), make("training/cat")(path)), "cat holds no"),
-        (lambda path: (remove("training")(path), make("training")(path)), "no class folders"),
-        (lambda path: (path / "training/cat/x.png").symlink_to("gone"), "x.png .*a broken link"),
-        (lambda path: (path / "training/cat/x.png").symlink_to("x.png"), "x.png cannot be read"),
-        (lambda path: (path / b"training/cat/\xff.png".decode(errors="surrogateescape")).touch(),
-         r"cat: the name \\udcff.png is not UTF-8; rename it"),
-        (lambda path: (path / b"training/\xff".decode(errors="surrogateescape")).mkdir(),
-         r"training: the name \\udcff is not UTF-8"),
+        ([shutil.rmtree], ["animals: no such folder; give"]),
+        ([remove("training")], ["no folder training or train; a dataset is laid out"]),
+        ([remove("training"), remove("testing")],
+         ["no folder training or train;", "no folder testing or test or valid;"]),
+        ([make("train"), make("valid")],
+         ["has both training and train; keep one", "has both testing and valid; keep one"]),
+        ([remove("training"), link("training", "training")], ["no folder training or train"]),
+        ([remove("testing"), link("testing", "training")],
+         ["animals/training and .*animals/testing are one folder"]),
+        ([remove("testing/cat"), link("testing/cat", "../training/cat")],
+         ["training/cat and .*testing/cat are one folder: each needs images of its own"]),
+        ([remove("training/cat"), make("training/emu"), remove("testing/dog"), make("testing/emu")],
+         ["training lacks the class cat: add .*training/cat or remove .*testing/cat",
+          "testing lacks the class dog: add .*testing/dog or remove .*training/dog",
+          "training/emu holds no .*: add images to it, or remove the class emu from training and t",
+          "testing/emu holds no .png, .jpg or .jpeg: add images to it, or remove the class emu"]),
+        ([make("testing/emu"), make("training/emu"), put("training/emu/x.bmp"),
+          make("testing/emu/a"), make("testing/emu/b")],
+         ["training/emu holds no .png, .jpg or .jpeg, only x.bmp: add",
+          "testing/emu holds no .png, .jpg or .jpeg, only a, b: add"]),
+        ([remove("training"), make("training")], ["training has no class folders; make one"]),
+        ([remove("training"), make("training"), put("training/a.png"), put("training/b.jpg")],
+         ["training has no class folders but 2 images; make one folder of images per class"]),
+        ([remove("training/dog"), remove("testing/dog")],
+         ["animals has one class, cat: a ladder needs two or more, a folder each"]),
+        ([remove("training/dog"), remove("testing/dog"), make("training/cat/tom")],
+         ["one class, cat: .*; perhaps its folders are the classes .tom.: move them up"]),
+        ([rename("training/cat", "training/Cat")],
+         ["the class 'Cat' of .*training is 'cat' in .*testing: give both folders one name"]),
+        ([rename("training/cat", "training/cat ")], ["the class 'cat ' of .* is 'cat' in"]),
+        ([rename("training/cat", "training/c\uff41t")],
+         [r"the class 'c\\uff41t' of .* is 'cat' in"]),
+        ([make(f"training/{NFC}"), make(f"training/{NFD}"), make(f"testing/{NFC}")],
+         ["training has the class café twice, its accents written in two ways: move",
+          "training/caf.* holds no", "testing/café holds no"]),
+        ([link("training/cat/x.png", "gone"), link("training/dog/y.png", "y.png")],
+         ["cat/x.png .*a broken link.: mend or", "dog/y.png cannot be read .*symbolic links"]),
+        ([put(f"training/cat/{SURROGATE}.png"), put(f"testing/dog/{SURROGATE}.png")],
+         [r"cat: the name \\udcff.png is not UTF-8; rename it", "dog: the name .* is not UTF-8"]),
+        ([make(f"training/{SURROGATE}")], [r"training: the name \\udcff is not UTF-8"]),
+        ([make("training/a\nb\u202e\x1b")],
+         [r"testing lacks the class a\\nb\\u202e\\x1b: add .*/a\\nb\\u202e\\x1b or remove"]),
+        ([link("training/cat/a\nb.png", "gone")], [r"cat/a\\nb.png cannot be read"]),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_in_one_line(
-    write_dataset: Write, root: Path, damage: Callable[[Path], object], says: str
+def test_all_mistakes_are_told_at_once_in_one_line_each(
+    write_dataset: Write, root: Path, acts: list[Callable[[Path], object]], lines: list[str]
 ) -> None:
     path = write_dataset()
-    damage(path)
-    with pytest.raises(LadderError, match=says) as caught:
+    for act in acts:
+        act(path)
+    with pytest.raises(LadderError) as caught:
         scan(path, root)
-    assert "\n" not in str(caught.value)
+    told = str(caught.value).split("\n")
+    assert len(told) == len(lines)
+    for line, expected in zip(told, lines, strict=True):
+        assert re.search(expected, line), line
 
 
-def test_a_file_that_cannot_be_read_is_named(
-    write_dataset: Write, root: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_folder_that_was_meant_is_named(write_dataset: Write, root: Path) -> None:
+    path = write_dataset()
+    for given in (path.parent, path / "training", path / "training" / "cat"):
+        with pytest.raises(LadderError, match=f"a dataset is laid out as .*; {path} is"):
+            scan(given, root)
+
+
+def test_classes_match_however_their_accents_are_written(write_dataset: Write, root: Path) -> None:
+    path = write_dataset(classes=("cat", NFC))
+    (path / "testing" / NFC).rename(path / "testing" / NFD)
+    dataset = scan(path, root)
+    assert dataset.classes == [NFC, "cat"]
+    assert [Path(side[0].path).name for side in (dataset.training, dataset.testing)] == [NFC, NFD]
+
+
+def test_a_file_too_large_is_refused_before_it_is_read(
+    write_dataset: Write, root: Path, were_read: list[str]
+) -> None:
+    """Sparse files of 4 GiB, in two folders, both told with the limit."""
+    path = write_dataset()
+    for name in ("training/cat/a.png", "testing/dog/b.jpg"):
+        with open(path / name, "wb") as file:
+            file.truncate(2**32)
+    says = "{} has 4,294,967,296 bytes; at most 256,000,000 are read of a file"
+    with pytest.raises(LadderError) as caught:
+        scan(path, root)
+    lines = str(caught.value).split("\n")
+    for line, name in zip(lines, ("cat/a.png", "dog/b.jpg"), strict=True):
+        assert says.format(name) in line
+    assert were_read == []
+
+
+def test_what_became_endless_after_it_was_listed_is_not_waited_for(tmp_path: Path) -> None:
+    """A pipe, a device and a file that grew beyond the limit."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    with open(tmp_path / "grown.png", "wb") as file:
+        file.truncate(2**32)
+    (tmp_path / "fine.png").write_bytes(b"fine")
+    names = ["pipe.png", "zero.png", "grown.png", "gone.png", "fine.png"]
+    pipe, *others, fine = chapter.read_files(tmp_path, names)
+    assert pipe == b""
+    assert [re.sub(f"{tmp_path}/", "", str(each)) for each in others] == [
+        "zero.png is no regular file any more: run again",
+        "grown.png has 4,294,967,296 bytes; at most 256,000,000 are read of a file: shrink it or "
+        "remove it",
+        "gone.png cannot be read (it has just vanished): run again",
+    ]
+    assert fine == b"fine"
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.EMFILE, "Too many open files.: raise the limit .`ulimit -n`. and run again"),
+        (errno.ENOMEM, "Cannot allocate memory.: close other programs"),
+        (errno.EIO, "Input/output error.: the file may be whole: look at its disk"),
+        (errno.ESTALE, "Stale file handle.: the file may be whole"),
+        (errno.EACCES, "Permission denied.: make it readable or remove it"),
+    ],
+)
+def test_what_this_computer_lacks_is_not_called_damage(
+    write_dataset: Write, root: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str
 ) -> None:
     path = write_dataset()
 
     def refuse(_file: int, _size: int) -> bytes:
-        raise PermissionError(13, "Permission denied")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "read", refuse)
-    with pytest.raises(LadderError, match=r"training/cat/0.png cannot be read \(Permission denied"):
+    with pytest.raises(LadderError, match=rf"training/cat/0.png cannot be read .{says}") as caught:
         scan(path, root)
+    shortage = number in (errno.EMFILE, errno.ENOMEM)
+    assert str(caught.value).count("\n") == (0 if shortage else 11)  # of twelve files
 
 
 def test_a_cache_that_cannot_be_written_is_named(write_dataset: Write, tmp_path: Path) -> None:
