@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tasks.caching.basics import LadderError, one_line, told
+from tasks.caching.basics import LadderError, clean, told
 from tasks.caching.memory import available_memory
 from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack
@@ -52,7 +52,7 @@ def decode(files: Files, size: tuple[int, int] | None = None, *, run: Run = Run(
         return _stack(files, size, run)
     except MemoryError:
         raise LadderError(
-            f"{one_line(files.folder)}: there is too little memory for its images; close other "
+            f"{clean(files.folder)}: there is too little memory for its images; close other "
             "programs or ask for a smaller --size"
         ) from None
 
@@ -180,7 +180,7 @@ class Canvas:
             self.problems.append(str(error))
         except MemoryError:
             raise LadderError(
-                f"{one_line(path)}: there is too little memory to decode it; close other programs, "
+                f"{clean(path)}: there is too little memory to decode it; close other programs, "
                 "shrink it or remove it"
             ) from None
         else:
@@ -204,7 +204,7 @@ def _room(count: int, shape: tuple[int, ...], like: Path) -> np.ndarray:
     shrink = max(2, math.ceil(max(shape) / 256))
     height, width = (max(1, side // shrink) for side in shape[:2])
     raise LadderError(
-        f"{one_line(like)}: {count:,} images of {_described(shape)} take {size / 1e9:,.1f} GB of "
+        f"{clean(like)}: {count:,} images of {_described(shape)} take {size / 1e9:,.1f} GB of "
         f"memory, and {half / 1e9:,.1f} GB are free for them: ask for a smaller size, such as "
         f"--size {height}x{width}"
     )
@@ -246,7 +246,7 @@ def _scanned(
     if not changed.any():
         return rows, data
     for at in np.flatnonzero(changed):
-        path = one_line(files.folder / files.names[rows[at]])
+        path = clean(files.folder / files.names[rows[at]])
         problems.append(f"{path} changed while it was read; run again")
     same = np.flatnonzero(~changed)
     return [rows[at] for at in same], [data[at] for at in same]
@@ -263,18 +263,18 @@ def _unlike(
     colours = [(row, shape) for row, shape in odd if len(shape) != len(usual)]
     for row, shape in colours:
         yield (
-            f"{one_line(folder / names[row])} is {_described(shape)} among images of "
+            f"{clean(folder / names[row])} is {_described(shape)} among images of "
             f"{_described(usual)}; save it as {_kind(usual)} like the others"
         )
     sizes = [(row, shape) for row, shape in odd if len(shape) == len(usual)]
     for row, shape in sizes[: FEW if len(sizes) > FEW + 1 else None]:
         yield (
-            f"{one_line(folder / names[row])} is {_described(shape)} among images of "
+            f"{clean(folder / names[row])} is {_described(shape)} among images of "
             f"{_described(usual)}; make them alike or ask for one size, such as "
             f"--size {usual[0]}x{usual[1]}"
         )
     if len(sizes) > FEW + 1:
-        yield f"{one_line(folder)} has {len(sizes) - FEW:,} more of other sizes than most"
+        yield f"{clean(folder)} has {len(sizes) - FEW:,} more of other sizes than most"
 
 
 def _described(shape: tuple[int, ...]) -> str:

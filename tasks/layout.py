@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.caching.basics import LadderError, one_line, told
+from tasks.caching.basics import LadderError, clean, told
 
 TRAINING = ("training", "train")
 TESTING = ("testing", "test", "valid")
@@ -72,7 +72,7 @@ def survey(path: Path) -> tuple[Layout, list[str]]:
     Raises LadderError where there are no two splits.
     """
     problems: list[str] = []
-    top = entries(path, one_line(path.name))
+    top = entries(path, clean(path.name))
     training, testing = (
         _split(path, top.folders, names, problems) for names in (TRAINING, TESTING)
     )
@@ -80,7 +80,7 @@ def survey(path: Path) -> tuple[Layout, list[str]]:
         raise LadderError(told(problems))
     if os.path.samestat(training.stat(), testing.stat()):
         raise LadderError(
-            f"{one_line(training)} and {one_line(testing)} are one folder: testing needs other images"
+            f"{clean(training)} and {clean(testing)} are one folder: testing needs other images"
         )
     skipped = [*top.skipped, *_beside(path, top, (training.name, testing.name))]
     trained, tested = (_classes(each, skipped, problems) for each in (training, testing))
@@ -109,7 +109,7 @@ def entries(folder: Path, place: str) -> Entries:
                     (folders if _is_folder(entry) else files).append(entry.name)
     except FileNotFoundError:
         raise LadderError(
-            f"{one_line(folder)}: no such folder; give a dataset's folder, or fetch one first"
+            f"{clean(folder)}: no such folder; give a dataset's folder, or fetch one first"
         ) from None
     except OSError as error:
         raise unreadable(folder, error) from None
@@ -127,14 +127,14 @@ def left_aside(place: str, names: Iterable[str], why: str) -> Iterator[str]:
     """
     names = sorted(names)
     if len(names) == 1:
-        yield f"{place}/{one_line(names[0])}: {why}"
+        yield f"{place}/{clean(names[0])}: {why}"
     elif names:
         yield f"{place}: {why} ({len(names):,}: {some(names)})"
 
 
 def some(names: list[str]) -> str:
     """The first few of many names."""
-    return ", ".join([*map(one_line, names[:5]), *["..."] * (len(names) > 5)])
+    return ", ".join([*map(clean, names[:5]), *["..."] * (len(names) > 5)])
 
 
 def unreadable(path: Path, error: OSError) -> LadderError:
@@ -149,7 +149,7 @@ def unreadable(path: Path, error: OSError) -> LadderError:
             why = "a broken link"
         else:
             why, advice = "it has just vanished", "run again"
-    told = LadderError(f"{one_line(path)} cannot be read ({why}): {advice}")
+    told = LadderError(f"{clean(path)} cannot be read ({why}): {advice}")
     if error.errno in _OURS:
         raise told from None
     return told
@@ -160,7 +160,7 @@ def not_utf8(folder: Path, names: list[str]) -> Iterator[str]:
     if not is_text("".join(names)):
         for name in names:
             if not is_text(name):
-                yield f"{one_line(folder)}: the name {one_line(name)} is not UTF-8; rename it"
+                yield f"{clean(folder)}: the name {clean(name)} is not UTF-8; rename it"
 
 
 def is_text(name: str) -> bool:
@@ -183,10 +183,10 @@ def _split(
     if len(found) == 1:
         return path / found[0]
     if found:
-        problems.append(f"{one_line(path)} has both {found[0]} and {found[1]}; keep one of them")
+        problems.append(f"{clean(path)} has both {found[0]} and {found[1]}; keep one of them")
     else:
         problems.append(
-            f"{one_line(path)} has no folder {' or '.join(names)}; a dataset is laid out as "
+            f"{clean(path)} has no folder {' or '.join(names)}; a dataset is laid out as "
             f"training/CLASS/*.png and testing/CLASS/*.png{_meant(path, folders)}"
         )
     return None
@@ -197,7 +197,7 @@ def _meant(path: Path, folders: list[str]) -> str:
     near = [*(path / name for name in islice(folders, 100)), path.parent, path.parent.parent]
     for folder in near:
         if all(any((folder / name).is_dir() for name in names) for names in (TRAINING, TESTING)):
-            return f"; {one_line(folder)} is"
+            return f"; {clean(folder)} is"
     return ""
 
 
@@ -222,7 +222,7 @@ def _classes(split: Path, skipped: list[str], problems: list[str]) -> dict[str, 
         composed = unicodedata.normalize("NFC", name)
         if composed in classes:
             problems.append(
-                f"{one_line(split)} has the class {one_line(composed)} twice, its accents written in two "
+                f"{clean(split)} has the class {clean(composed)} twice, its accents written in two "
                 "ways: move the images of both into one folder"
             )
         classes[composed] = split / name
@@ -230,7 +230,7 @@ def _classes(split: Path, skipped: list[str], problems: list[str]) -> dict[str, 
         images = [name for name in found.files if name.lower().endswith(SUFFIXES)]
         instead = f" but {len(images):,} images" if images else ""
         problems.append(
-            f"{one_line(split)} has no class folders{instead}; make one folder of images per class"
+            f"{clean(split)} has no class folders{instead}; make one folder of images per class"
         )
     return classes
 
@@ -246,8 +246,8 @@ def _unequal(
             yield _lacks(training, name, tested[name])
         else:
             yield (
-                f"the class {_told_apart(twin, name)} of {one_line(training)} is "
-                f"{_told_apart(name, twin)} in {one_line(testing)}: give both folders one name"
+                f"the class {_told_apart(twin, name)} of {clean(training)} is "
+                f"{_told_apart(name, twin)} in {clean(testing)}: give both folders one name"
             )
     for name in sorted(alike.values()):
         yield _lacks(testing, name, trained[name])
@@ -255,8 +255,8 @@ def _unequal(
 
 def _lacks(split: Path, name: str, other: Path) -> str:
     return (
-        f"{one_line(split)} lacks the class {one_line(name)}: add {one_line(split / name)} or remove "
-        f"{one_line(other)}"
+        f"{clean(split)} lacks the class {clean(name)}: add {clean(split / name)} or remove "
+        f"{clean(other)}"
     )
 
 
@@ -268,7 +268,7 @@ def _blurred(name: str) -> str:
 def _told_apart(name: str, other: str) -> str:
     """A name in quotes; escaped where it would look the same as the other one."""
     look_same = unicodedata.normalize("NFKC", name) == unicodedata.normalize("NFKC", other)
-    return ascii(name) if look_same else f"'{one_line(name)}'"
+    return ascii(name) if look_same else f"'{clean(name)}'"
 
 
 def _same(folders: list[Path]) -> Iterator[str]:
@@ -282,7 +282,7 @@ def _same(folders: list[Path]) -> Iterator[str]:
             continue
         first = seen.setdefault((state.st_dev, state.st_ino), folder)
         if first is not folder and state.st_ino:  # some file systems number nothing
-            yield f"{one_line(first)} and {one_line(folder)} are one folder: each needs images of its own"
+            yield f"{clean(first)} and {clean(folder)} are one folder: each needs images of its own"
 
 
 def _too_few(path: Path, classes: dict[str, Path]) -> Iterator[str]:
@@ -292,6 +292,6 @@ def _too_few(path: Path, classes: dict[str, Path]) -> Iterator[str]:
         inner = entries(folder, name).folders
         hint = f"; perhaps its folders are the classes ({some(inner)}): move them up" * bool(inner)
         yield (
-            f"{one_line(path)} has one class, {one_line(name)}: a ladder needs two or more, a folder "
+            f"{clean(path)} has one class, {clean(name)}: a ladder needs two or more, a folder "
             f"each{hint}"
         )

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from tasks.caching.basics import LadderError, one_line
+from tasks.caching.basics import LadderError, clean
 from tasks.png import SIGNATURE
 
 MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack
@@ -153,9 +153,9 @@ def _misnamed(data: bytes, path: Path, named: str, kind: str) -> LadderError:
         return _damaged(path, f"it does not begin like {named}")
     if kind in ("a JPEG", "a PNG"):
         suffix = ".png" if kind == "a PNG" else ".jpg"
-        return LadderError(f"{one_line(path)} is {kind}: rename it to {suffix} or remove it")
+        return LadderError(f"{clean(path)} is {kind}: rename it to {suffix} or remove it")
     remedy = REMEDY.get(kind, "convert it to PNG or JPEG, or remove it")
-    return LadderError(f"{one_line(path)} is {kind}, not {named}: {remedy}")
+    return LadderError(f"{clean(path)} is {kind}, not {named}: {remedy}")
 
 
 # PNG
@@ -199,7 +199,7 @@ def _chunks(data: bytes, path: Path) -> list[Chunk]:
             raise _damaged(path, "it ends too early")
         kind = data[start + 4 : start + 8]
         if data[end : end + 4] != zlib.crc32(view[start + 4 : end]).to_bytes(4):
-            raise _damaged(path, f"the checksum of its chunk {one_line(ascii(kind)[2:-1])} at byte "
+            raise _damaged(path, f"the checksum of its chunk {clean(ascii(kind)[2:-1])} at byte "
                            f"{start:,} is wrong")  # fmt: skip
         chunks.append(Chunk(kind, view[start + 8 : end], view[start : end + 4]))
         start = end + 4
@@ -368,17 +368,17 @@ def insist_on_size(width: int, height: int, path: Path) -> None:
         raise _damaged(path, f"its header says {height} x {width} pixels")
     if width * height > MAX_PIXELS:
         raise LadderError(
-            f"{one_line(path)} is {height} x {width}; at most {MAX_PIXELS:,} pixels are read: shrink "
+            f"{clean(path)} is {height} x {width}; at most {MAX_PIXELS:,} pixels are read: shrink "
             "it or remove it"
         )
 
 
 def _damaged(path: Path, why: str) -> LadderError:
-    return LadderError(f"{one_line(path)} is damaged ({one_line(why)}): mend or remove it")
+    return LadderError(f"{clean(path)} is damaged ({clean(why)}): mend or remove it")
 
 
 def _unwanted(path: Path, what: str) -> LadderError:
     return LadderError(
-        f"{one_line(path)} is {what}: convert it to 8-bit greyscale or RGB without transparency, or "
+        f"{clean(path)} is {what}: convert it to 8-bit greyscale or RGB without transparency, or "
         "remove it"
     )

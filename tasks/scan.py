@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tasks.caching.basics import LadderError, one_line, told, write_atomic
+from tasks.caching.basics import LadderError, clean, told, write_atomic
 from tasks.caching.stage import Run
 from tasks.layout import SUFFIXES, left_aside, not_utf8, some, survey, unreadable
 
@@ -69,7 +69,7 @@ class Folder:
         """The files, from the listing under `root`; LadderError if that is lost or damaged."""
         listing = read_listing(root, self.digest)
         if listing is None:
-            raise LadderError(f"{one_line(self.label)}: its listing under {root} is lost; run again")
+            raise LadderError(f"{clean(self.label)}: its listing under {root} is lost; run again")
         return Files(Path(self.path), *listing)
 
     def explain(self, before: str, root: Path) -> str:
@@ -125,7 +125,7 @@ def scan(path: Path, root: Path, run: Run = Run()) -> Dataset:
         raise LadderError(told(problems))
     after: dict[str, Seen] = {}
     for done, (label, now) in enumerate(listed.items()):
-        run.progress(done, len(places), one_line(label))
+        run.progress(done, len(places), clean(label))
         old = before.get(label, UNSEEN)
         after[label] = _scan_folder(places[label], now, old, root, started, problems)
     if problems:
@@ -166,7 +166,7 @@ def read_files(folder: Path, names: Iterable[str]) -> Iterator[bytes | LadderErr
                 data = error
             except MemoryError:
                 raise LadderError(
-                    f"{one_line(folder / name)}: there is too little memory to read it; close other "
+                    f"{clean(folder / name)}: there is too little memory to read it; close other "
                     "programs and run again"
                 ) from None
             yield data
@@ -178,7 +178,7 @@ def _whole(file: int, start: bytes, path: Path) -> bytes:
     """An open file's bytes from its start; LadderError for what would hardly end."""
     state = os.fstat(file)
     if not stat.S_ISREG(state.st_mode):
-        raise LadderError(f"{one_line(path)} is no regular file any more: run again")
+        raise LadderError(f"{clean(path)} is no regular file any more: run again")
     pieces, held = [start], len(start)
     while held <= MAX_BYTES >= state.st_size and (more := os.read(file, PIECE)):
         pieces.append(more)
@@ -191,7 +191,7 @@ def _whole(file: int, start: bytes, path: Path) -> bytes:
 def too_large(path: Path, size: int) -> LadderError:
     """The error for a file that no image needs to be as large as."""
     return LadderError(
-        f"{one_line(path)} has {size:,} bytes; at most {MAX_BYTES:,} are read of a file: shrink it or "
+        f"{clean(path)} has {size:,} bytes; at most {MAX_BYTES:,} are read of a file: shrink it or "
         "remove it"
     )
 
@@ -239,7 +239,7 @@ def _list(folder: Path, skipped: list[str], problems: list[str]) -> tuple[list[s
     except LadderError as error:
         problems.append(str(error))
         return [], _int64([]).reshape(-1, 5)
-    place = "/".join(map(one_line, folder.parts[-2:]))
+    place = "/".join(map(clean, folder.parts[-2:]))
     fields: list[int] = []
     try:
         entries = sorted(os.listdir(directory))
@@ -300,8 +300,8 @@ def _left_out(folder: Path, place: str, names: list[str]) -> Iterator[str]:
 def _no_images(folder: Path, others: list[str]) -> str:
     found = f", only {some(others)}" if others else ""
     return (
-        f"{one_line(folder)} holds no .png, .jpg or .jpeg{found}: add images to it, or remove the "
-        f"class {one_line(folder.name)} from training and testing"
+        f"{clean(folder)} holds no .png, .jpg or .jpeg{found}: add images to it, or remove the "
+        f"class {clean(folder.name)} from training and testing"
     )
 
 

@@ -66,7 +66,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def one_line(name: object) -> str:
+def clean(name: object) -> str:
     """A name from outside for one line of a message: nothing in it breaks the line or steers."""
     return printable(str(name)).replace("\n", "\\n")
 
