@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import platform
 import re
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from tasks import pictures, words
 from tasks.baseline import commonest
+from tasks.caching.process import CORES
 from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack
 from tasks.measures import (
@@ -221,7 +221,7 @@ def environment(run: Run) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        "cores": CORES.total,
         "device": run.device,
         **{package: version(package) for package in PACKAGES},
         "started": run.started,

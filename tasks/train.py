@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.optim.adamw import adamw
 
 from tasks.building import check_numbers, contents, fill, new_model, seeded
 from tasks.caching.basics import LadderError, write_atomic
+from tasks.caching.process import CORES
 from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack, Weights
 from tasks.losses import LOSSES
@@ -47,7 +47,7 @@ class Labelled(NamedTuple):
     labels: Tensor  # [N] int64
 
 
-@stage(cores=lambda given, device: threads(given["recipe"].model, os.cpu_count() or 1, device))
+@stage(cores=lambda given, device: threads(given["recipe"].model, CORES.total, device))
 def train(
     training: list[Stack],
     testing: list[Stack],

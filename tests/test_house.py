@@ -36,6 +36,7 @@ CHAPTERS = [
 ENGINE = [
     "basics",
     "memory",
+    "cores",
     "places",
     "locks",
     "records",

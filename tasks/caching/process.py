@@ -28,6 +28,7 @@ from typing import Any
 
 from tasks.caching import machine
 from tasks.caching.basics import LadderError, StageError, StoppedError
+from tasks.caching.cores import available
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -84,7 +85,7 @@ class Bodies:
                 process.kill()
 
 
-CORES = Cores(len(os.sched_getaffinity(0)))
+CORES = Cores(available())
 
 
 def warm_up(*modules: str) -> None:

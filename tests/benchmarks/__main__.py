@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 
+from tasks.caching.process import CORES
 from tasks.decode import decode
 from tasks.fetch import fetch
 from tasks.recipes import DEFAULTS, Recipe, default_ladder
@@ -323,7 +324,7 @@ def bench_rungs(place: Place) -> Iterator[Row]:
 
 def bench_resnet18(place: Place) -> Iterator[Row]:
     """A ResNet18 epoch of 60,000 images, from a few steps each."""
-    cores = os.cpu_count() or 1
+    cores = CORES.total
     torch.set_num_threads(cores)
     recipe = Recipe(model="resnet18", loss="cross_entropy", batch_size=256)
     model = naive.resnet18()
@@ -551,7 +552,7 @@ def machine() -> list[str]:
     names = ("torch", "numpy", "pillow", "pyarrow", "prefect")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
     return [
-        f"{cpu}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GB; {platform.system()}",
+        f"{cpu}, {CORES.total} cores, {memory:.0f} GB; {platform.system()}",
         f"Python {platform.python_version()}, {', '.join(versions)}",
         f"load average at the start {os.getloadavg()[0]:.1f}; "
         f"{datetime.datetime.now(datetime.UTC).date().isoformat()}",

@@ -1,0 +1,156 @@
+"""The cores that there are: affinity, control groups of both versions, OMP_NUM_THREADS."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.caching import cores
+
+ROOT = Path(__file__).resolve().parents[1]
+V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate"
+V1 = "33 31 0:30 {} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
+MEMORY = "34 31 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
+
+
+@pytest.fixture(autouse=True)
+def eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of eight cores."""
+    monkeypatch.delattr(os, "process_cpu_count", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def machine(folder: Path, group: str, mounts: str, files: dict[str, str]) -> Path:
+    """A root with these files below /sys/fs/cgroup, and what /proc says of this process."""
+    proc = folder / "proc/self"
+    proc.mkdir(parents=True)
+    (proc / "cgroup").write_text(group)
+    (proc / "mountinfo").write_text(f"1 0 8:1 / / rw - ext4 /dev/sda rw\n{mounts}\n")
+    for name, text in files.items():
+        path = folder / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [
+        ("max 100000", 8),
+        ("50000 100000", 1),
+        ("200000 100000", 2),
+        ("250000 100000", 2),
+        ("1600000 100000", 8),
+        ("100 0", 8),
+        ("", 8),
+        ("nonsense", 8),
+        ("1 2 3", 8),
+        ("inf 100000", 8),
+        ("nan 100000", 8),
+        ("-1 100000", 8),
+    ],
+)
+def test_a_quota_of_version_2_counts_whole_cores(tmp_path, quota, expected) -> None:
+    """In a container its own group is the topmost; half a core is one, and never two."""
+    root = machine(tmp_path, "0::/\n", V2, {"cpu.max": f"{quota}\n"})
+    assert cores.available(root) == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "period", "expected"),
+    [("-1", "100000", 8), ("50000", "100000", 1), ("300000", "100000", 3), ("9", "0", 8)],
+)
+def test_a_quota_of_version_1_counts_whole_cores(tmp_path, quota, period, expected) -> None:
+    """A container whose group lies elsewhere in the hierarchy than its mount says finds it too."""
+    files = {
+        "cpu,cpuacct/cpu.cfs_quota_us": f"{quota}\n",
+        "cpu,cpuacct/cpu.cfs_period_us": f"{period}\n",
+        "memory/cpu.cfs_quota_us": "1\n",
+        "memory/cpu.cfs_period_us": "100000\n",
+    }
+    group = "5:memory:/\n4:cpu,cpuacct:/docker/1f\n1:name=systemd:/docker/1f\n"
+    root = machine(tmp_path, group, f"{MEMORY}\n{V1.format('/docker/1f')}", files)
+    assert cores.available(root) == expected
+
+
+@pytest.mark.parametrize("strictest", ["", "user.slice/", "user.slice/a b/", "user.slice/a b/c/"])
+def test_the_strictest_of_nested_groups_counts(tmp_path, strictest) -> None:
+    groups = ["user.slice/", "user.slice/a b/", "user.slice/a b/c/"]
+    files = {f"{each}cpu.max": "400000 100000" for each in groups}
+    files[f"{strictest}cpu.max"] = "200000 100000"
+    files["elsewhere/cpu.max"] = "100000 100000"
+    root = machine(tmp_path, "0::/user.slice/a b/c\n", V2, files)
+    assert cores.available(root) == 2
+
+
+def test_what_cannot_be_read_limits_nothing(tmp_path) -> None:
+    """No /proc, no mount, files that are folders or not text, a group outside the mount."""
+    assert cores.available(tmp_path / "nowhere") == 8
+    root = machine(tmp_path, "0::/../..\nnonsense\n", f"short - cgroup2\n- \n\n{V2}", {})
+    (root / "sys/fs/cgroup/cpu.max").mkdir(parents=True)
+    assert cores.available(root) == 8
+    (root / "proc/self/cgroup").write_bytes(b"\xff\xfe0::/")
+    assert cores.available(root) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *(("3", 3), ("1", 1), ("4,2", 4), (" 2 ", 2), ("64", 8)),
+        *(("0", 8), ("-1", 8), ("abc", 8), ("", 8), (",3", 8), ("1.5", 8), ("²", 8)),
+    ],
+)
+def test_omp_num_threads_limits_where_it_makes_sense(monkeypatch, tmp_path, text, expected) -> None:
+    """A list is of nested levels, of which the first is ours."""
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert cores.available(tmp_path) == expected
+
+
+def test_affinity_counts_and_what_cannot_say_it_counts_all(monkeypatch, tmp_path) -> None:
+    """Python 3.13 knows a limit of its own; macOS has no affinity."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {5})
+    assert cores.available(tmp_path) == 1
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cores.available(tmp_path) == 12
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores.available(tmp_path) == 1
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 5, raising=False)
+    assert cores.available(tmp_path) == 5
+
+
+SOURCES = [*(ROOT / "tasks").rglob("*.py"), *(ROOT / "flows").glob("*.py")]
+NAMES = """
+    sched_getaffinity sched_setaffinity sched_getscheduler posix_fadvise posix_fallocate fdatasync
+    memfd_create eventfd timerfd_create pidfd_open pidfd_send_signal copy_file_range splice
+    getrandom pipe2 getxattr setxattr listxattr removexattr prlimit unshare setns getresuid
+    O_DIRECT O_PATH O_TMPFILE O_NOATIME O_LARGEFILE MAP_POPULATE MADV_DONTFORK MADV_HUGEPAGE
+    sigtimedwait sigwaitinfo SIGRTMIN SIGPWR F_SETPIPE_SZ F_OFD_SETLK F_OFD_SETLKW F_ADD_SEALS
+    SO_PEERCRED MSG_NOSIGNAL AF_NETLINK CLOCK_BOOTTIME RUSAGE_THREAD epoll PR_SET_PDEATHSIG
+"""
+LINUX_ONLY = set(NAMES.split())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_no_name_that_only_linux_has(path) -> None:
+    """Else the program would not start on macOS; `cores` asks whether there is an affinity."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    named = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert not named & LINUX_ONLY
+    assert "cpu_count" not in named or path.name == "cores.py"  # which all others ask
+
+
+def test_the_engine_starts_where_there_is_no_affinity() -> None:
+    """It is imported with the calls taken away that macOS does not have."""
+    code = (
+        f"import os; [delattr(os, name) for name in {LINUX_ONLY} if hasattr(os, name)]; "
+        "import tasks.caching.process as process; process.keep_freed_memory(); "
+        "assert process.CORES.total == (os.cpu_count() or 1)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
