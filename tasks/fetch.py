@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.archives import unpack, what_instead
+from tasks.caching import locks
 from tasks.caching.basics import LadderError, expand, redacted, write_atomic
 from tasks.caching.places import insist_on_name, shown
 from tasks.caching.stage import Run
@@ -114,7 +115,7 @@ def _staging(target: Path) -> Iterator[Path]:
     staging.mkdir(parents=True, exist_ok=True)
     lock = os.open(staging, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locks.take(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, target.parent)
         if _parted(target).exists():  # killed in between
             _parted(target).rename(_aside(target) if os.path.lexists(target) else target)
         for left_behind in staging.iterdir():  # by a fetch that was killed

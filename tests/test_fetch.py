@@ -449,6 +449,17 @@ def test_a_refused_archive_leaves_what_is_there(data: bytes, root: Path, tmp_pat
     assert left(root) == ["pets"]
 
 
+def test_a_disk_without_locks_can_be_fetched_to(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(_handle: int, _how: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    take(tar(), root)
+    assert content(root / "pets") == DATASET
+
+
 class Libc:
     """A system that cannot exchange two names at once."""
 

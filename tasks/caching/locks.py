@@ -32,7 +32,7 @@ def share(folder: Path) -> int:
         raise unwritable(folder, error) from error
     handle = _open_folder(folder)
     try:
-        _take(handle, fcntl.LOCK_SH, folder)
+        take(handle, fcntl.LOCK_SH, folder)
     except OSError as error:
         os.close(handle)
         raise unreadable(folder, error) from error
@@ -44,7 +44,7 @@ def alone(folder: Path) -> Iterator[None]:
     """Keep others from using a folder.  Raises LadderError while one does."""
     handle = share(folder)
     try:
-        _take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, folder)
+        take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, folder)
         yield
     except BlockingIOError:
         raise LadderError(f"a run is using {folder}; do this when it has ended") from None
@@ -84,7 +84,7 @@ def _hold(path: Path) -> int:
         while True:
             handle = _open_lock(path)
             try:
-                if not _take(handle, fcntl.LOCK_EX, path.parent.parent):
+                if not take(handle, fcntl.LOCK_EX, path.parent.parent):
                     return handle
                 # The holder before us removed the file: what we hold is a name nobody else sees.
                 if os.fstat(handle).st_ino == _inode(path):
@@ -114,7 +114,7 @@ def _inode(path: Path) -> int:
     return -1
 
 
-def _take(handle: int, how: int, folder: Path) -> bool:
+def take(handle: int, how: int, folder: Path) -> bool:
     """Lock what is open; gives whether it is locked.  Raises BlockingIOError and other OSErrors."""
     try:
         fcntl.flock(handle, how)
