@@ -153,7 +153,9 @@ def test_a_name_that_was_told_is_the_history(make: Make) -> None:
         ("mnist", "pets.", "cannot name a dataset"),
         ("mnist", "x" * 99_999, "--name a text of 99,999 characters cannot name"),
         ("round", "", "is a broken link"),
-        ("round/../none", "", "no dataset"),
+        ("round/../mnist", "", "no dataset"),
+        ("none/../mnist", "", "no dataset"),
+        ("mnist/../digits", "", "no dataset"),  # mnist is under the data root, and this is a path
         ("a'b:c://" * 99_999, "", "a text of 799,992 characters is a URL"),
         ("none", "", "no dataset 'none' under"),
         ("~nobody-of-this-name/x", "", "no dataset '~nobody-of"),

@@ -82,11 +82,9 @@ def absolute(path: Path) -> Path:
     """A path from the root, spelled as on disk; links stay, but where `..` leaves one again."""
     here = Path("/")
     for part in (path if path.is_absolute() else _here() / path).parts[1:]:
-        if part == "..":
-            with contextlib.suppress(OSError, RuntimeError):  # links that go round in a circle
-                here = here.resolve() if here.is_symlink() else here
-            here = here.parent
-        else:
+        if part == ".." and _is_folder(here):
+            here = (here.resolve() if here.is_symlink() else here).parent
+        else:  # where there is no folder, a step up from it leads nowhere
             here = here / _spelled(here, part)
     return here
 
