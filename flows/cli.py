@@ -8,10 +8,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import difflib
+import errno
 import importlib.metadata
+import io
 import json as jsonlib
 import os
 import random
+import re
 import shlex
 import signal
 import sys
@@ -19,26 +22,47 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from gc import set_threshold
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows.quick import Memory, mark_cached
+from tasks import limits
 from tasks.caching.basics import (
     LadderError,
     StageError,
     data_root,
     printable,
     redacted,
+    shortened,
+    shown,
     unreadable,
 )
 from tasks.caching.places import Place, find_place, insist_on_name
+from tasks.limits import EPOCHS, SIDE, Device, allowed, read_small
 
 CHAPTERS = ("tasks.decode", "tasks.baseline", "tasks.train", "tasks.report")  # those with stages
 
-app = cyclopts.App(
+
+class _App(cyclopts.App):
+    def generate_completion(self, **asked: Any) -> str:
+        """Where the script knows nothing to offer, or files, the shell completes paths its way."""
+        script = super().generate_completion(**asked)
+        script = script.replace('COMPREPLY=( $(compgen -f -- "${cur}") )', "COMPREPLY=()")
+        return script.replace("complete -F", "complete -o bashdefault -o default -F")
+
+
+def _whole(_kind: Any, tokens: Any) -> int:
+    """A whole number as people write it: 3, and neither 3.5 (cyclopts would round it) nor 0x3."""
+    text = tokens[0].value
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise ValueError(f"{shown(text)} is not a whole number.")
+    return int(text)
+
+
+app = _App(
     name="stepladder",
     help="Climb a ladder of image classifiers; run again, redo only what a change can reach.",
     version=lambda: importlib.metadata.version("stepladder"),
@@ -48,7 +72,9 @@ app.register_install_completion_command(
     add_to_startup=True, help="Let the shell complete commands and options: bash, zsh or fish."
 )
 
-Dataset = Annotated[str, Parameter(help="A folder's name under the data root, or its path: ./x")]
+# Path is never made of it: it tells completion that files come here.
+Given = str | Path
+Dataset = Annotated[Given, Parameter(help="A folder's name under the data root, or its path: ./x")]
 
 
 @Parameter(name="*")
@@ -63,13 +89,12 @@ class Options:
         int | None,
         Parameter(
             help="Train every recipe this long instead of its own number",
-            validator=Number(gte=1, lte=10_000),
+            converter=_whole,
+            validator=Number(gte=EPOCHS[0], lte=EPOCHS[-1]),
         ),
     ] = None
     only: Annotated[str, Parameter(help='Glob over recipe names, such as "linear*"')] = "*"
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], Parameter(help="auto takes a GPU where there is one")
-    ] = "auto"
+    device: Annotated[Device, Parameter(help="auto takes a GPU where there is one")] = "auto"
     refresh: Annotated[
         tuple[str, ...],
         Parameter(help='Glob over stage names to run even when cached, such as "train*"'),
@@ -98,19 +123,19 @@ class Options:
             insist_on_name(self.name, "--name")
         return find_place(dataset, self.name or "")
 
-    def parameters(self, dataset: str) -> dict[str, Any]:
+    def parameters(self, dataset: Given) -> dict[str, Any]:
         """The parameters of the flow.  Raises LadderError for what cannot be meant."""
         return {
-            "dataset": dataset,
+            "dataset": allowed("dataset", limits.Dataset, str(dataset)),
             "recipes": self._recipes(),
-            "validation": _validation(self.validation),
+            "validation": allowed("--validation", limits.Validation, _number(self.validation)),
             "epochs": self.epochs,
-            "only": self.only,
+            "only": allowed("--only", limits.Only, self.only),
             "device": self.device,
-            "refresh": list(self.refresh),
-            "size": _size(self.size),
+            "refresh": allowed("--refresh", limits.Refresh, list(self.refresh)),
+            "size": None if self.size is None else _size(self.size),
             "name": self.name or "",
-            "command": self._command(dataset),
+            "command": self._command(str(dataset)),
         }
 
     def _command(self, dataset: str) -> str:
@@ -128,22 +153,24 @@ class Options:
     def _recipes(self) -> list[Any] | None:
         from tasks.recipes import cross, read_recipes
 
-        crossed = self.models or self.losses or self.seeds
+        crossed = (self.models, self.losses, self.seeds) != (None, None, None)
         if self.recipes and crossed:
             raise LadderError("--recipes says all there is to train; leave out the names to cross")
         if self.recipes:
-            if not self.recipes.is_file():
-                raise LadderError(f"--recipes {self.recipes}: there is no such file")
             return read_recipes(self.recipes)
         if not crossed:
             return None
-        if not self.models:
+        if self.models is None:
             raise LadderError("--losses and --seeds are crossed with --models, such as linear,mlp")
-        try:
-            seeds = [int(seed) for seed in (self.seeds or "0").split(",")]
-        except ValueError:
-            raise LadderError(f"--seeds '{self.seeds}' are not whole numbers, 0,1,2") from None
-        return cross(self.models.split(","), (self.losses or "cross_entropy").split(","), seeds)
+        losses = "cross_entropy" if self.losses is None else self.losses
+        seeds = _listed("--seeds", "0" if self.seeds is None else self.seeds, "0,1,2")
+        if not all(re.fullmatch("[0-9]{1,10}", seed) for seed in seeds):
+            raise LadderError(f"--seeds {shown(self.seeds)} are not whole numbers, such as 0,1,2")
+        return cross(
+            _listed("--models", self.models, "linear,mlp"),
+            _listed("--losses", losses, "softmax_mse,cross_entropy"),
+            [*map(int, seeds)],
+        )
 
 
 @app.command
@@ -158,7 +185,9 @@ def run(
     audit: Annotated[
         int,
         Parameter(
-            help="Compute this many cached stages again, and compare", validator=Number(gte=0)
+            help="Compute this many cached stages again, and compare",
+            converter=_whole,
+            validator=Number(gte=0),
         ),
     ] = 0,
 ) -> None:
@@ -189,19 +218,19 @@ def run(
             print(f"audit: {len(display.audited)} computed again, all came out the same")
 
 
-def _memory(dataset: str, options: Options) -> Memory | None:
+def _memory(dataset: Given, options: Options) -> Memory | None:
     """What an earlier run with these options may have left, to see at a glance that it holds."""
-    place = options.place(dataset)
+    place = options.place(str(dataset))
     if place is None:
         return None
     given = {name: str(value) for name, value in asdict(options).items()}
-    if options.recipes and options.recipes.is_file():
-        given["recipes"] = options.recipes.read_bytes().hex()
+    if options.recipes:
+        given["recipes"] = read_small(options.recipes).hex()
     return Memory(data_root().resolve(), place.folder, given)
 
 
 def _climb(
-    dataset: str,
+    dataset: Given,
     options: Options,
     display: Any,
     audit: int,
@@ -274,7 +303,9 @@ def _plan(parameters: dict[str, Any]) -> list[Any]:
     planned = ladder.plan(parameters)
     for glob in parameters["refresh"]:
         if not any(matches(each.stage, glob) for each in planned):
-            raise LadderError(f"--refresh '{glob}' matches no stage; `stepladder plan` shows them")
+            raise LadderError(
+                f"--refresh {shown(glob)} matches no stage; `stepladder plan` shows them"
+            )
     return planned
 
 
@@ -314,11 +345,12 @@ def why(
     from flows.console import print_why
 
     _tame_prefect(verbose=False)
+    allowed("stage", limits.Stage, stage)
     planned = {each.stage: each for each in _plan(options.parameters(dataset))}
     if stage not in planned:
         near = difflib.get_close_matches(stage, planned, n=1, cutoff=0.3)
         hint = f"did you mean '{near[0]}'?" if near else "`stepladder plan` shows all"
-        raise LadderError(f"no stage '{stage}', {hint}")
+        raise LadderError(f"no stage {shown(stage)}, {hint}")
     found = planned[stage]
     if json:
         facts = {"stage": stage, "state": found.state, "why": found.why, "changes": found.changes}
@@ -355,7 +387,8 @@ def verify() -> None:
 def gc(
     *,
     keep_last: Annotated[
-        int | None, Parameter(help="Keep what each dataset's newest reports need, this many")
+        int | None,
+        Parameter(help="Keep what each dataset's newest reports need, this many", converter=_whole),
     ] = None,
     max_size: Annotated[
         str | None, Parameter(help="Keep other results too, up to a size such as 500MB")
@@ -368,7 +401,7 @@ def gc(
         raise LadderError("say what may go: --keep-last N reports, or --max-size 500MB")
     if keep_last is not None and keep_last < 1:
         raise LadderError("--keep-last is a number from 1")
-    size = upkeep.parse_size(max_size) if max_size else 0
+    size = 0 if max_size is None else upkeep.parse_size(max_size)
     freed = upkeep.clear(_store(), keep_last=keep_last or 1, max_size=size)
     print(
         f"freed {freed.size / 1e6:.1f} MB: {freed.records} results, {freed.files} files and folders"
@@ -390,7 +423,7 @@ def fetch(
     /,
     *,
     source: Annotated[
-        str | None, Parameter(name="--from", help="An archive: a file's path or a URL")
+        Given | None, Parameter(name="--from", help="An archive: a file's path or a URL")
     ] = None,
     sha256: Annotated[str | None, Parameter(help="What its sha256 must be, in hex")] = None,
     quiet: Annotated[bool, Parameter(help="No progress")] = False,
@@ -400,10 +433,13 @@ def fetch(
     from tasks.caching.stage import Run
     from tasks.fetch import fetch as bring
 
+    if source in ("", Path()):
+        raise LadderError("--from '' names nothing; give an archive's path or URL")
     notes: list[str] = []
     with Display(quiet=quiet) as display:
         run = Run(progress=display.progress(name))
-        folder = bring(name, data_root(), source, sha256, run, notes.append)
+        place = None if source is None else str(source)
+        folder = bring(name, data_root(), place, sha256, run, notes.append)
     for note in notes:
         print(printable(note), file=sys.stderr)
     print(folder)
@@ -412,22 +448,23 @@ def fetch(
 @app.command(name="open")
 def open_(
     report: Annotated[
-        str, Parameter(help="A dataset, a run or the beginning of its name; the latest if left out")
+        Given,
+        Parameter(help="A dataset, a run or the beginning of its name; the latest if left out"),
     ] = "",
     /,
 ) -> None:
     """Open a report in the browser, or say where it is where there is no screen."""
     from flows.reports import has_screen, open_report
 
-    print(open_report(report))
+    print(open_report(str(report)))
     if not has_screen():
         print("there is no screen here: open the file in any browser, or send it", file=sys.stderr)
 
 
 @app.command
 def compare(
-    before: Annotated[str, Parameter(help="A run, the beginning of its name, or a dataset")],
-    now: Annotated[str, Parameter(help="Another")],
+    before: Annotated[Given, Parameter(help="A run, the beginning of its name, or a dataset")],
+    now: Annotated[Given, Parameter(help="Another")],
     /,
     *,
     json: Annotated[bool, Parameter(help="Print one JSON object, no table")] = False,
@@ -436,7 +473,7 @@ def compare(
     from flows.reports import compare as hold_against
     from flows.reports import print_comparison
 
-    compared = hold_against(before, now)
+    compared = hold_against(str(before), str(now))
     if json:
         print(jsonlib.dumps(compared))
     else:
@@ -450,19 +487,44 @@ def main() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal has no letters for, in escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
+        _refuse_bytes(sys.argv[1:])
+        try:
+            app(sys.argv[1:], exit_on_error=False, print_error=False)
+        finally:
+            print(end="", flush=True)  # here, what cannot be written is still told of
     except cyclopts.CycloptsError as error:
-        text = " ".join(str(error).split())
+        text = shortened(" ".join(str(error).split()))
+        if isinstance(error, cyclopts.UnusedCliTokensError):
+            text = f"There is no place for the argument {shown((error.unused_tokens or [''])[0])}."
         _say(text if "Did you mean" in text else f"{text} `stepladder --help` says more.")
         sys.exit(2)
     except (LadderError, StageError) as error:
         _say(str(error))
         sys.exit(1)
+    except BrokenPipeError:  # its reader has read enough
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # of this machine: a disk, a limit, a right that is not there
-        where = isinstance(error.filename, str)
-        _say(str(unreadable(Path(error.filename), error)) if where else str(error))
+        _say(_blamed(error))
         sys.exit(1)
+
+
+def _blamed(error: OSError) -> str:
+    if isinstance(error.filename, str):
+        return str(unreadable(Path(error.filename), error))
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO):
+        return f"standard output cannot be written: {error.strerror}"
+    return str(error)
+
+
+def _refuse_bytes(arguments: list[str]) -> None:
+    """Raise CycloptsError for an argument that is not text, which nothing here could pass on."""
+    for each in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in each):
+            raise cyclopts.CycloptsError(msg=f"The argument {shown(each)} is not UTF-8 text.")
 
 
 def start() -> None:
@@ -503,25 +565,36 @@ def _stop(number: int, _frame: object) -> None:
 
 
 def _say(message: str) -> None:
-    print(f"stepladder: {printable(redacted(message))}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody listens
+        print(f"stepladder: {printable(redacted(message))}", file=sys.stderr, flush=True)
 
 
-def _validation(text: str) -> float | str:
-    if text == "testing":
-        return text
-    with contextlib.suppress(ValueError):
-        if 0 < (share := float(text)) < 1:
-            return share
-    raise LadderError(f'--validation {text} is neither a fraction between 0 and 1 nor "testing"')
+def _number(text: str) -> float | str:
+    """The number that a text is, or the text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _, width = text.partition("x")
-    if height.isdecimal() and width.isdecimal() and int(height) and int(width):
-        return int(height), int(width)
-    raise LadderError(f"--size {text} is no size; give HEIGHTxWIDTH, such as 28x28")
+def _listed(option: str, text: str, example: str) -> list[str]:
+    """What stands between commas.  Raises LadderError where that is nothing."""
+    names = [each.strip() for each in text.split(",")]
+    if not all(names):
+        raise LadderError(f"{option} {shown(text)} leaves a name out; give it as in {example}")
+    return names
+
+
+def _size(text: str) -> tuple[int, int]:
+    """[height, width] in pixels, of a text such as 28x28.  Raises LadderError."""
+    found = re.fullmatch("([0-9]{1,9})[xX]([0-9]{1,9})", text)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if size[0] not in SIDE or size[1] not in SIDE:
+        raise LadderError(
+            f"--size {text if text.isalnum() and len(text) < 40 else shown(text)} is no size; "
+            f"give HEIGHTxWIDTH, such as 28x28, each from {SIDE[0]} to {SIDE[-1]:,}"
+        )
+    return size
 
 
 def _tame_prefect(verbose: bool) -> None:

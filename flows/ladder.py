@@ -14,29 +14,38 @@ import inspect
 import shlex
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field
 
 from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching import machine
-from tasks.caching.basics import LadderError, data_root
-from tasks.caching.places import Place, candidates, find_place, shown
+from tasks.caching.basics import LadderError, data_root, shown
+from tasks.caching.places import Place, candidates, find_place
 from tasks.caching.plan import Planned, asleep
 from tasks.caching.stage import Session, Settings, begin
 from tasks.decode import decode
 from tasks.fetch import RESERVED, fetch
+from tasks.limits import (
+    Command,
+    Dataset,
+    Device,
+    Epochs,
+    Name,
+    Only,
+    Refresh,
+    Size,
+    Validation,
+    allowed,
+    within_limits,
+)
 from tasks.publish import announce, publish
-from tasks.recipes import Recipe, default_ladder, label, left_out
+from tasks.recipes import Recipe, Recipes, default_ladder, label, left_out
 from tasks.report import report
 from tasks.scan import scan
 from tasks.train import train
-
-Validation = Annotated[float, Field(gt=0, lt=1)] | Literal["testing"]
-
 
 PLANNED: ContextVar[list[Planned] | None] = ContextVar("planned", default=None)  # of this run
 
@@ -44,18 +53,24 @@ PLANNED: ContextVar[list[Planned] | None] = ContextVar("planned", default=None) 
 _RUNNER: Any = ThreadPoolTaskRunner(max_workers=machine.threads())
 
 
-@flow(name="ladder", task_runner=_RUNNER, flow_run_name=lambda: run_name(flow_run.parameters))
+# Prefect's own look at parameters takes many lines to say no, and a plan would go without it.
+@flow(
+    name="ladder",
+    task_runner=_RUNNER,
+    flow_run_name=lambda: run_name(flow_run.parameters),
+    validate_parameters=False,
+)
 def ladder(
-    dataset: str = "mnist",
-    recipes: list[Recipe] | None = None,
+    dataset: Dataset = "mnist",
+    recipes: Recipes | None = None,
     validation: Validation = 0.1,
-    epochs: Annotated[int | None, Field(ge=1)] = None,
-    only: str = "*",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    refresh: list[str] = [],  # noqa: B006 - Prefect copies parameters, and nothing here changes it
-    size: tuple[int, int] | None = None,
-    name: str = "",
-    command: str = "",
+    epochs: Epochs | None = None,
+    only: Only = "*",
+    device: Device = "auto",
+    refresh: Refresh = [],  # noqa: B006 - Prefect copies parameters, and nothing here changes it
+    size: Size | None = None,
+    name: Name = "",
+    command: Command = "",
 ) -> str | None:
     """Climb the ladder on a dataset; run again, redo only what a change can reach.
 
@@ -75,6 +90,9 @@ def ladder(
 
     """
     # The form in Prefect's UI takes its descriptions from here; it drops those of a Field.
+    dataset, recipes, validation, epochs, only, device, refresh, size, name, command = (
+        within_limits(ladder.fn, locals())
+    )
     place = find_dataset(dataset, name)
     session = open_session(place, device, refresh, command)
     chosen = label(select(recipes or default_ladder(), epochs, only))
@@ -130,7 +148,8 @@ def run_name(parameters: dict[str, Any]) -> str:
     """What a run of the flow is called: as its dataset."""
     dataset = parameters.get("dataset", inspect.signature(ladder.fn).parameters["dataset"].default)
     with contextlib.suppress(LadderError):
-        if place := find_place(dataset, parameters.get("name", "")):
+        name = allowed("name", Name, parameters.get("name", ""))
+        if place := find_place(allowed("dataset", Dataset, dataset), name):
             return place.name
     return shown(dataset)
 
@@ -194,5 +213,6 @@ def select(recipes: list[Recipe], epochs: int | None, only: str) -> list[Recipe]
     named: dict[str, Any] = label(recipes)
     kept = [recipe for name, recipe in named.items() if fnmatch.fnmatchcase(name, only)]
     if not kept:
-        raise LadderError(f"--only '{only}' matches no recipe; there are: {'; '.join(named)}")
+        there = "; ".join([*named][:12]) + ("; ..." if len(named) > 12 else "")
+        raise LadderError(f"--only {shown(only)} matches no recipe; there are: {there}")
     return [recipe.model_copy(update={"epochs": epochs}) if epochs else recipe for recipe in kept]

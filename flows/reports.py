@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.console import plain
-from tasks.caching.basics import LadderError, data_root, expand, pointed_at, read_regular
-from tasks.caching.places import find_place, shown
+from tasks.caching.basics import LadderError, data_root, expand, pointed_at, read_regular, shown
+from tasks.caching.places import find_place
 
 
 def find_report(run: str = "") -> Path:

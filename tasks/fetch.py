@@ -34,8 +34,8 @@ from PIL import Image
 
 from tasks.archives import unpack, what_instead
 from tasks.caching import locks
-from tasks.caching.basics import LadderError, expand, redacted, write_atomic
-from tasks.caching.places import insist_on_name, shown
+from tasks.caching.basics import LadderError, expand, redacted, shown, write_atomic
+from tasks.caching.places import insist_on_name
 from tasks.caching.stage import Run
 
 TIMEOUT = 30  # seconds without a byte

@@ -5,14 +5,33 @@ from __future__ import annotations
 import difflib
 import itertools
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    field_validator,
+    model_validator,
+)
 
-from tasks.caching.basics import LadderError
+from tasks.caching.basics import LadderError, printable, shown
+from tasks.limits import (
+    MOST_RECIPES,
+    Allowed,
+    Epochs,
+    Seed,
+    Text,
+    naming,
+    number,
+    one_of,
+    read_small,
+    whole,
+)
 from tasks.losses import LOSSES
 from tasks.models import MODELS
 
@@ -54,39 +73,49 @@ class Recipe(BaseModel):
     Raises LadderError for an unknown name, pydantic's ValidationError for a value out of bounds.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", revalidate_instances="always")
 
-    model: str = Field(description="Which rung", json_schema_extra={"enum": [*MODELS]})
-    loss: str = Field(description="What training minimises", json_schema_extra={"enum": [*LOSSES]})
-    epochs: int = Field(41, ge=1, le=10_000, description="How often training sees each image")
-    batch_size: Annotated[int, Field(ge=2, le=65_536)] | Literal["auto"] = Field(
-        256, description="Images per step; auto is 256, fewer where that makes too few steps"
+    model: Annotated[str, Text("a model's name", 200)] = Field(
+        description="Which rung", json_schema_extra={"enum": [*MODELS]}
     )
-    lr: float = Field(1.0, gt=0, le=100, description="Learning rate, at its peak")
-    schedule: Literal["constant", "one_cycle", "triangular"] = Field(
-        "constant", description="How the learning rate moves from the first step to the last"
+    loss: Annotated[str, Text("a loss's name", 200)] = Field(
+        description="What training minimises", json_schema_extra={"enum": [*LOSSES]}
     )
-    optimizer: Literal["sgd", "adamw"] = Field(
+    epochs: Epochs = Field(41, description="How often training sees each image")
+    batch_size: Annotated[
+        Annotated[int, whole(2, 65_536)] | Literal["auto"],
+        Allowed('a whole number from 2 to 65,536, or "auto"'),
+    ] = Field(256, description="Images per step; auto is 256, fewer where that makes too few steps")
+    lr: Annotated[float, number("a number above 0, up to 100", gt=0, le=100)] = Field(
+        1.0, description="Learning rate, at its peak"
+    )
+    schedule: Annotated[
+        Literal["constant", "one_cycle", "triangular"],
+        one_of("constant", "one_cycle", "triangular"),
+    ] = Field("constant", description="How the learning rate moves from the first step to the last")
+    optimizer: Annotated[Literal["sgd", "adamw"], one_of("sgd", "adamw")] = Field(
         "sgd", description="sgd is written out by hand, adamw is torch's"
     )
-    weight_decay: float = Field(
-        0.0, ge=0, le=1, description="Each step shrinks the parameters by lr times this"
+    weight_decay: Annotated[float, number("a number from 0 to 1", ge=0, le=1)] = Field(
+        0.0, description="Each step shrinks the parameters by lr times this"
     )
-    init: Literal["randn", "default"] = Field(
+    init: Annotated[Literal["randn", "default"], one_of("randn", "default")] = Field(
         "randn",
         description="Initial weights: randn draws linear layers as the post does, default leaves "
         "all as the model's builder made it, and is what models but linear and mlp start from",
     )
-    label_smoothing: float = Field(
-        0.0, ge=0, le=0.9, description="Share of each label that is spread over all classes"
+    label_smoothing: Annotated[float, number("a number from 0 to 0.9", ge=0, le=0.9)] = Field(
+        0.0, description="Share of each label that is spread over all classes"
     )
-    shift: int = Field(
-        0, ge=0, le=16, description="Move training images by up to this many pixels, at random"
+    shift: Annotated[int, whole(0, 16)] = Field(
+        0, description="Move training images by up to this many pixels, at random"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"], one_of("auto", "float32", "bfloat16")
+    ] = Field(
         "float32", description="Arithmetic of the layers; auto is bfloat16 on a GPU, else float32"
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of every random draw")
+    seed: Seed = Field(0, description="Seed of every random draw")
 
     def batch(self, images: int) -> int:
         """How many of so many images to train on make a step.
@@ -127,13 +156,13 @@ class Recipe(BaseModel):
         return known("loss", name, LOSSES)
 
 
-def known(kind: str, name: str, names: Collection[str]) -> str:
+def known(kind: str, name: Any, names: Collection[str]) -> str:
     """`name`, when it is one of `names`; otherwise LadderError with the nearest of them."""
-    if name in names:
+    if isinstance(name, str) and name in names:
         return name
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(str(name)[:100], names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(names)}"
-    raise LadderError(f"unknown {kind} '{name}', {hint}")
+    raise LadderError(f"unknown {kind} {shown(name)}, {hint}")
 
 
 def default_ladder() -> list[Recipe]:
@@ -163,24 +192,68 @@ def left_out(recipes: Iterable[Recipe]) -> list[str]:
 
 
 def cross(
-    models: Iterable[str], losses: Iterable[str], seeds: Iterable[int] = (0,), **fixed: Any
+    models: Sequence[str], losses: Sequence[str], seeds: Sequence[int] = (0,), **fixed: Any
 ) -> list[Recipe]:
-    """Every model with every loss and every seed; all share the `fixed` fields."""
-    free = [field for field in Recipe.model_fields if field not in ("model", "loss", "seed")]
-    for field in fixed:
-        known("field", field, ["models", "losses", "seeds", *free])
+    """Every model with every loss and every seed; all share the `fixed` fields.
+
+    Raises LadderError that names the field.
+    """
+    _check_crossed(fixed)
+    if (count := len(models) * len(losses) * len(seeds)) > MOST_RECIPES:
+        raise LadderError(f"these cross to {count:,} recipes; at most {MOST_RECIPES:,} are climbed")
     return [
-        Recipe(model=model, loss=loss, seed=seed, **fixed)
+        validated({"model": model, "loss": loss, "seed": seed, **fixed})
         for model, loss, seed in itertools.product(models, losses, seeds)
     ]
+
+
+def _check_crossed(fields: Iterable[Any]) -> None:
+    own = ("model", "loss", "seed")
+    free = [field for field in Recipe.model_fields if field not in own]
+    for field in fields:
+        known("field", field, ["models", "losses", "seeds", *free])
+
+
+def validated(fields: Any) -> Recipe:
+    """A recipe from its fields.  Raises LadderError that begins with the field out of bounds."""
+    if not isinstance(fields, Mapping | Recipe):
+        raise LadderError(f"{shown(fields)} is not a recipe's fields, such as model and loss")
+    with naming():
+        return Recipe.model_validate(fields)
+
+
+def each_validated(given: Any) -> list[Recipe]:
+    """Recipes from a list of recipes or of their fields.  Raises LadderError that counts to it."""
+    if not isinstance(given, list | tuple) or not 1 <= len(given) <= MOST_RECIPES:
+        raise LadderError(
+            f"{shown(given)} is not a list of 1 to {MOST_RECIPES:,} recipes; "
+            "leave it out for the whole ladder"
+        )
+    recipes = []
+    for position, fields in enumerate(given, 1):
+        with naming(f"recipe {position}"):
+            recipes.append(validated(fields))
+    return recipes
+
+
+Recipes = Annotated[list[Recipe], BeforeValidator(each_validated)]  # for a flow's parameter
 
 
 class Cross(BaseModel, extra="allow"):
     """A recipe file's [cross] table; its further fields are the same in all its recipes."""
 
-    models: list[str]
-    losses: list[str] = ["cross_entropy"]
-    seeds: list[int] = [0]
+    models: Annotated[
+        list[Annotated[str, Strict()]],
+        Allowed('a list of models such as ["linear", "mlp"]', min_length=1),
+    ]
+    losses: Annotated[
+        list[Annotated[str, Strict()]],
+        Allowed('a list of losses such as ["cross_entropy"]', min_length=1),
+    ] = ["cross_entropy"]
+    seeds: Annotated[
+        list[Seed],
+        Allowed("a list of whole numbers from 0 to 2,147,483,647, such as [0, 1, 2]", min_length=1),
+    ] = [0]
 
 
 def read_recipes(path: Path) -> list[Recipe]:
@@ -189,44 +262,46 @@ def read_recipes(path: Path) -> list[Recipe]:
     `[cross]` has models, losses (["cross_entropy"]), seeds ([0]) and fields that all share.
     Raises LadderError that names the file, the table and the field.
     """
-    recipes = []
-    with naming(path.name):
-        tables = read_toml(path)
-        for name in tables:
-            known("table", name, ["recipe", "cross"])
-        if not isinstance(tables.get("recipe", []), list):
-            raise LadderError("a recipe's table is written [[recipe]], in double brackets")
-    for number, table in enumerate(tables.get("recipe", []), 1):
-        with naming(f"{path.name}: recipe {number}"):
-            recipes.append(Recipe.model_validate(table))
+    data = read_small(path)
+    with naming(printable(path.name)):
+        return _recipes_of(read_toml(data))
+
+
+def _recipes_of(tables: dict[str, Any]) -> list[Recipe]:
+    for name in tables:
+        known("table", name, ["recipe", "cross"])
+    given = tables.get("recipe", [])
+    if not isinstance(given, list):
+        raise LadderError("a recipe's table is written [[recipe]], in double brackets")
+    recipes = each_validated(given) if given else []
     if "cross" in tables:
-        with naming(f"{path.name}: cross"):
+        if not isinstance(tables["cross"], dict):
+            raise LadderError("the table to cross is written [cross], in single brackets, once")
+        with naming("cross"):
+            _check_crossed(tables["cross"])
             table = Cross.model_validate(tables["cross"])
             recipes += cross(table.models, table.losses, table.seeds, **(table.model_extra or {}))
     if not recipes:
-        raise LadderError(f"{path.name}: no recipes: add a [[recipe]] or a [cross] table")
+        raise LadderError("no recipes: add a [[recipe]] or a [cross] table")
     return recipes
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(data: bytes) -> dict[str, Any]:
     """A TOML file's tables.  Raises LadderError when it cannot be read."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
+        raise LadderError("not readable as TOML: it is UTF-16 or no text; save it as UTF-8")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LadderError(f"not readable as TOML: {error}") from error
-
-
-@contextmanager
-def naming(place: str) -> Iterator[None]:
-    """Turn what is wrong with a recipe into one line that begins with `place`."""
-    try:
-        yield
-    except LadderError as error:
-        raise LadderError(f"{place}: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise LadderError(f"{place}: {field}: {first['msg']}") from error
+        return tomllib.loads(data.decode("utf-8-sig"))  # Windows' editors begin it with a mark
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise LadderError(
+            f"not readable as TOML: line {line} is not UTF-8 text; save it as UTF-8"
+        ) from None
+    except RecursionError:
+        raise LadderError("not readable as TOML: brackets lie too deep in each other") from None
+    except ValueError as error:
+        reason = "a number is far too long" if "digits" in str(error) else error
+        raise LadderError(f"not readable as TOML: {reason}") from None
 
 
 def label(recipes: Sequence[Recipe]) -> dict[str, Recipe]:
@@ -235,14 +310,19 @@ def label(recipes: Sequence[Recipe]) -> dict[str, Recipe]:
     Recipes of one model, loss and seed carry the further fields in which they differ.
     Raises LadderError when a recipe is listed twice.
     """
+    fields = [recipe.model_dump() for recipe in recipes]
+    alike: dict[Any, list[dict[str, Any]]] = {}
+    for own in fields:
+        alike.setdefault((own["model"], own["loss"], own["seed"]), []).append(own)
+    differing = {
+        core: [field for field in like[0] if len({each[field] for each in like}) > 1]
+        for core, like in alike.items()
+    }
     labels: dict[str, Recipe] = {}
-    for recipe in recipes:
-        own = recipe.model_dump()
+    for recipe, own in zip(recipes, fields, strict=True):
         core = (recipe.model, recipe.loss, recipe.seed)
-        like = [o.model_dump() for o in recipes if (o.model, o.loss, o.seed) == core]
-        differing = [field for field in own if any(other[field] != own[field] for other in like)]
         parts = [recipe.model, recipe.loss, f"seed {recipe.seed}"]
-        name = ", ".join([*parts, *(f"{field} {own[field]}" for field in differing)])
+        name = ", ".join([*parts, *(f"{field} {own[field]}" for field in differing[core])])
         if name in labels:
             raise LadderError(f"recipe '{name}' is listed twice: drop one of them")
         labels[name] = recipe

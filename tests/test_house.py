@@ -22,6 +22,7 @@ CHAPTERS = [
     "baseline",
     "models",
     "building",
+    "limits",
     "losses",
     "recipes",
     "train",

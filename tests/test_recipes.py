@@ -136,15 +136,15 @@ def test_recipes_come_from_toml(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[recipe]]\nmodel = 'linear'\n", "r.toml: recipe 1: loss: Field required"),
+        ("[[recipe]]\nmodel = 'linear'\n", "r.toml: recipe 1: loss: this must be given"),
         ("[[recipe]]\nmodel = 'mpl'\nloss = 'x'", "r.toml: recipe 1: unknown model 'mpl'"),
         ("[[recipe]]\nmodel = 'mlp'\nloss = 'cross_entropy'\nlr = 'x'", "r.toml: recipe 1: lr: "),
         ("[recipe]\nmodel = 'mlp'", "r.toml: a recipe's table is written [[recipe]]"),
         ("[recipes]\nmodel = 'mlp'", "r.toml: unknown table 'recipes', did you mean 'recipe'?"),
-        ("[cross]\nlosses = ['cross_entropy']", "r.toml: cross: models: Field required"),
+        ("[cross]\nlosses = ['cross_entropy']", "r.toml: cross: models: this must be given"),
         ("[cross]\nmodels = 'mlp'", "r.toml: cross: models: "),
         ("[cross]\nmodels = ['mlp']\nepoch = 3", "r.toml: cross: unknown field 'epoch'"),
-        ("[cross]\nmodels = []", "r.toml: no recipes"),
+        ("[cross]\nmodels = []", "r.toml: cross: models: [] is not a list of models such as"),
         ("", "r.toml: no recipes"),
         ("= 3", "r.toml: not readable as TOML: "),
     ],

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import os
 import re
+import reprlib
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 MOST = 20  # problems told at once; a wall of them hides the first
 LITTER = re.compile(r"\..*\.\d+-[0-9a-f]{8}\.tmp", re.DOTALL)  # what `write_atomic` may leave
@@ -141,6 +143,39 @@ def entries(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise unreadable(folder, error) from error
+
+
+def shown(value: Any) -> str:
+    """What came from outside, on one line and cut where it is long; text in quotes."""
+    if isinstance(value, str):
+        if len(value) > 10_000:
+            return f"a text of {len(value):,} characters"
+        line = printable(redacted(value)).replace("\n", "\\n")
+        short = len(line) <= 100
+        return f"'{line}'" if short else f"'{line[:60]}...' ({len(value):,} characters)"
+    text = printable(_Short().repr(value)).replace("\n", " ")
+    return text if len(text) <= 100 else f"{text[:60]}...{text[-16:]}"
+
+
+class _Short(reprlib.Repr):
+    """Python's own way to show a value, of a length for one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 60
+        self.maxdict = self.maxlist = self.maxtuple = 4
+        self.maxlevel = 3
+
+    def repr_int(self, value: int, level: int) -> str:
+        """Python refuses to write out a number of thousands of digits."""
+        digits = int(value.bit_length() * 0.30103)
+        return f"a number of {digits:,} digits" if digits > 60 else super().repr_int(value, level)
+
+
+def shortened(text: object, most: int = 200) -> str:
+    """A text or path as it is in printable characters; the middle of a long one is left out."""
+    words = printable(str(text))
+    return words if len(words) <= most else f"{words[: most - 90]}...{words[-80:]}"
 
 
 def write_atomic(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:

@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from tasks.caching.basics import LadderError, data_root, expand, printable, redacted
+from tasks.caching.basics import LadderError, data_root, expand, shown
 
 
 class Place(NamedTuple):
@@ -68,14 +68,6 @@ def insist_on_name(name: str, where: str) -> None:
             f"{where} {shown(name)} cannot name a dataset; choose letters, digits, - and _, "
             "at most 100"
         )
-
-
-def shown(text: str) -> str:
-    """What a person gave, in quotes, on one line and cut where it is long."""
-    if len(text) > 10_000:
-        return f"a text of {len(text):,} characters"
-    line = printable(redacted(text)).replace("\n", "\\n")
-    return f"'{line}'" if len(line) <= 100 else f"'{line[:60]}...' ({len(line):,} characters)"
 
 
 def absolute(path: Path) -> Path:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.caching.basics import LITTER, DamagedError, LadderError, entries, pointed_at
+from tasks.caching.basics import LITTER, DamagedError, LadderError, entries, pointed_at, shown
 from tasks.caching.records import LISTING, Record
 from tasks.caching.store import Store
 
@@ -94,9 +94,9 @@ def clear(store: Store, *, keep_last: int = 1, max_size: int = 0) -> Freed:
 
 def parse_size(text: str) -> int:
     """Bytes, from a text such as 500MB, 1.5 GB or 2GiB.  Raises LadderError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([kmgt]?)(i?)b?", text.strip().lower())
     if match is None:
-        raise LadderError(f"'{text}' is no size; give one such as 500MB or 2GB")
+        raise LadderError(f"{shown(text)} is no size; give one such as 500MB or 2GB")
     number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** "_kmgt".index(unit or "_"))
 
