@@ -154,7 +154,7 @@ def read_small(path: Path) -> bytes:
         with open_regular(path) as (file, status):
             if status.st_size > MOST_BYTES:
                 raise LadderError(
-                    f"{place} has {status.st_size:,} bytes, and a recipe file at most {MOST_BYTES:,}"
+                    f"{place} has {status.st_size:,} bytes; a recipe file at most {MOST_BYTES:,}"
                 )
             return file.read(MOST_BYTES)
     except FileNotFoundError:
