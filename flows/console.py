@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tasks.caching.basics import printable
-from tasks.words import evidence, left_aside, mark
+from tasks.words import evidence, mark, skipped_in_brief
 
 if TYPE_CHECKING:
     from tasks.caching.plan import Planned
@@ -298,6 +298,6 @@ def print_ladder(folder: Path) -> None:
 
 def verdict(results: dict[str, Any]) -> list[str]:
     """What the numbers say, and all that is to be known before they are believed, line by line."""
-    left = left_aside(results["health"]["skipped"])
+    left = skipped_in_brief(results["health"]["skipped"])
     said = [results["headline"], *evidence(results)]
     return [*said, *(f"warning: {each}" for each in results["warnings"]), *([left] if left else [])]

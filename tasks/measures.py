@@ -14,8 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from tasks.caching.store import Stack
+from tasks.train import held_out_of
 
 UNEQUAL = 1.5  # times the images of the smallest class: from here on every class counts alike too
+ENOUGH = 6  # testing images, of which fewer could not rule luck out if all spoke for one side
 SURE = 0.05  # p from which on a difference may be luck
 
 
@@ -125,12 +127,14 @@ def floor(labels: Sequence[str], sheets: Mapping[str, np.ndarray]) -> str:
 
 def judge(
     best: str, baselines: list[dict[str, Any]], sheets: Mapping[str, np.ndarray],
-    truth: np.ndarray, *, unequal: bool,
+    truth: np.ndarray, *, unequal: bool, tries: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Whether the best rung beats the best baseline beyond luck: "yes", "no" or "unclear".
 
     Where classes are unequal, accuracy alone would reward always saying the largest; so there it
-    must be ahead of every baseline's balanced accuracy too for a "yes".  Ahead by nothing is "no".
+    must be ahead of every baseline's balanced accuracy too for a "yes".  Ahead by nothing is "no",
+    where there are enough images to tell.
+    tries: how many rungs are tried on the same images, each of which has its luck.
     """
     lowest = floor([each["label"] for each in baselines], sheets)
     test = compare(sheets[best], sheets[lowest])
@@ -141,10 +145,12 @@ def judge(
         fair = max(baselines, key=lambda each: each["balanced_accuracy"])["label"]
         balanced = {"baseline": fair, **compare_classes(sheets[best], sheets[fair], truth)}
         ahead.append((balanced["gain"], balanced["p"]))
-    if all(by > 0 and p < SURE for by, p in ahead):
+    if all(by > 0 and p * tries < SURE for by, p in ahead):
         verdict = "yes"
+    elif len(truth) < ENOUGH or any(by > 0 for by, _ in ahead):
+        verdict = "unclear"
     else:
-        verdict = "unclear" if any(by > 0 for by, _ in ahead) else "no"
+        verdict = "no"
     return {
         "verdict": verdict,
         "baseline": lowest,
@@ -175,6 +181,10 @@ def answer(
     without = _without(leaked, best["label"], found["verdict"], results, sheets, truth)
     if without and found["verdict"] == "yes" != without["verdict"]:
         found["verdict"] = "unclear"  # it may have been learned by heart
+    ahead: list[str] = []
+    if found["verdict"] == "no":
+        ahead = _others_ahead(results, sheets, truth)
+        found["verdict"] = "unclear" if ahead else "no"
     others = [
         rung
         for rung in results["rungs"]
@@ -185,9 +195,26 @@ def answer(
         "chosen_on": "testing" if results["validation"] == "testing" else "validation",
         **found,
         "without_leaks": without,
+        "too_few": len(truth) < ENOUGH,
+        "others_ahead": ahead,
         "left_out": left_out,
         "cheaper_and_as_good": _cheapest(best["label"], found["baseline"], others, sheets),
     }
+
+
+def _others_ahead(
+    results: dict[str, Any], sheets: Mapping[str, np.ndarray], truth: np.ndarray
+) -> list[str]:
+    """Rungs that beat the baselines, though not best on validation: without them "no" is untrue.
+
+    They are found on the testing images, so that luck has as many tries as there are rungs.
+    """
+    rungs, unequal = results["rungs"], results["health"]["unequal"]
+    return [
+        rung["label"] for rung in rungs
+        if judge(rung["label"], results["baselines"], sheets, truth, unequal=unequal,
+                 tries=len(rungs))["verdict"] == "yes"
+    ]  # fmt: skip
 
 
 def _without(
@@ -227,7 +254,11 @@ def _cheapest(
 
 
 def health(
-    classes: list[str], training: list[Stack], testing: list[Stack], skipped: list[str]
+    classes: list[str],
+    training: list[Stack],
+    testing: list[Stack],
+    skipped: list[str],
+    validation: float | Literal["testing"] = "testing",
 ) -> dict[str, Any]:
     """What to know of a dataset: imbalance, duplicates, leaks, conflicting labels, skipped files.
 
@@ -237,6 +268,10 @@ def health(
         "training": [len(stack.names) for stack in training],
         "testing": [len(stack.names) for stack in testing],
     }
+    held_out = None
+    if validation != "testing":
+        out = held_out_of([stack.digests for stack in training], validation)
+        held_out = [int(each.sum()) for each in out]
     equal: dict[bytes, list[tuple[str, int, str]]] = defaultdict(list)
     for split, stacks in (("training", training), ("testing", testing)):
         for label, stack in enumerate(stacks):
@@ -252,6 +287,7 @@ def health(
 
     return {
         "counts": counts,
+        "held_out": held_out,  # of each class's training images; None where none are
         "imbalance": max(counts["training"]) / max(1, min(counts["training"])),
         "unequal": any(max(each) > UNEQUAL * min(each) for each in counts.values()),
         "duplicates": sum(len(group) - 1 for group in groups),

@@ -108,7 +108,7 @@ def findings(
 ) -> dict[str, Any]:
     """What results.json holds: all numbers of the climb, and what they say."""
     truth = np.repeat(np.arange(len(testing)), [len(stack.names) for stack in testing])
-    found = health(classes, training, testing, skipped)
+    found = health(classes, training, testing, skipped, validation)
     nearest, sheets = floors(baselines, training, testing, classes, truth)
     for label, rung in rungs.items():
         sheets[label] = rung["probabilities"].numpy().argmax(1) == truth
@@ -287,7 +287,7 @@ def markdown(results: dict[str, Any]) -> str:
         ]
     for sentence in words.evidence(results):
         lines += [escaped(sentence), ""]
-    skipped = words.left_aside(results["health"]["skipped"])
+    skipped = words.skipped_in_brief(results["health"]["skipped"])
     lines += [
         f"{data['images']['testing']:,} testing images, {len(data['classes'])} classes. "
         f"{escaped(skipped or NOTHING_SKIPPED)}",
@@ -358,7 +358,7 @@ def page(results: dict[str, Any], shown: dict[str, Any]) -> str:
         results,
         lead=words.lead(results),
         evidence=words.evidence(results),
-        skipped=words.left_aside(results["health"]["skipped"]) or NOTHING_SKIPPED,
+        skipped=words.skipped_in_brief(results["health"]["skipped"]) or NOTHING_SKIPPED,
         floor=words.baseline_of(results, results["answer"]["baseline"]) if rungs else None,
         shown=shown,
         short=short,

@@ -94,6 +94,11 @@ def train(
 
     with seeded(recipe.seed, run.device):
         said = probabilities(model, tests.images, recipe.precision)
+    if not said.isfinite().all():
+        raise LadderError(
+            f"train {recipe.model}, {recipe.loss}, seed {recipe.seed} gives no numbers for some "
+            "testing images: lower lr, or look at what the model does with them"
+        )
     confusion = confusion_matrix(tests.labels, said.argmax(1), len(classes))
     return {
         "weights": Weights(contents(model), describe(recipe, classes, shape)),

@@ -9,11 +9,11 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 FEW = 10  # training images that a class should have
+FEW_TO_TEST = 50  # testing images, of which so few leave an accuracy wide open
 FEW_TO_CHOOSE = 100  # validation images that can hardly tell rungs apart
 JOINERS = "\u200c\u200d"  # harmless, and part of emoji and of several scripts
 
@@ -99,6 +99,10 @@ def headline(results: dict[str, Any]) -> str:
     found = results["answer"]
     if found is None:
         return "No rung was trained."
+    if found["too_few"]:
+        return "Too few testing images to tell."
+    if found["others_ahead"]:
+        return "Perhaps: not the rung that is best on validation, but another beats the baselines."
     if found["left_out"]:
         return {
             "yes": "What ran beats the baselines; it was not the whole ladder.",
@@ -240,8 +244,8 @@ def warnings(results: dict[str, Any]) -> list[str]:
         *_conflicts(results),
     ]
     if results["answer"]:
-        said += [*_unheard(results), *_worse_than_guessing(results)]
-    return [*said, *_few(results), *_untested(results)]
+        said += [*_unheard(results), *_worse_than_guessing(results), *_wide_open(results)]
+    return [*said, *_few(results), *_unvalidated(results), *_untested(results)]
 
 
 SHORTCUT = (
@@ -330,6 +334,31 @@ def _worse_than_guessing(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def _wide_open(results: dict[str, Any]) -> list[str]:
+    n = results["dataset"]["images"]["testing"]
+    if n >= FEW_TO_TEST:
+        return []
+    best = _rung(results, results["answer"]["best"])
+    return [
+        f"There {'is' if n == 1 else 'are'} only {count(n, 'testing image')}: of many more of the "
+        f"kind, {best['label']} may read {span(best['interval'])} right. Add some."
+    ]
+
+
+def _unvalidated(results: dict[str, Any]) -> list[str]:
+    """Classes without a held-out image, where those chose among several rungs."""
+    held_out, names = results["health"]["held_out"], results["dataset"]["classes"]
+    if len(results["rungs"]) < 2 or not held_out:
+        return []
+    none = [quoted(name) for name, n in zip(names, held_out, strict=True) if not n]
+    if not none:
+        return []
+    return [
+        f"No image of {several(none)} was held out for validation, so how that is read had no say "
+        "in which rung is best. Add images, or hold out a larger share."
+    ]
+
+
 def _few(results: dict[str, Any]) -> list[str]:
     names, counts = results["dataset"]["classes"], results["health"]["counts"]["training"]
     few = sorted((n, i) for i, n in enumerate(counts) if n < FEW)
@@ -354,21 +383,27 @@ def _untested(results: dict[str, Any]) -> list[str]:
 NOTHING_SKIPPED = "Nothing in the dataset's folder was skipped."
 
 
-def left_aside(skipped: list[str]) -> str:
+def skipped_in_brief(skipped: list[str]) -> str:
     """What of a dataset's folder was not taken, by reason, in one line; nothing where all was.
 
-    skipped: lines such as "training/7/notes.txt: not .png, .jpg or .jpeg".
+    skipped: "training/7/notes.txt: reason" for one thing, "training/7: reason (12: a, b, ...)" for
+    several.
     """
-    if not skipped:
-        return ""
-    reasons = Counter(line.rpartition(": ")[2] for line in skipped)
-    parts = []
-    for reason, n in reasons.most_common(4):
-        examples = [line.rpartition(": ")[0] for line in skipped if line.endswith(f": {reason}")]
-        parts.append(f"{n:,} {reason} ({several(examples, 2)})")
-    if len(reasons) > 4:
-        parts.append(f"{len(reasons) - 4} more reasons")
-    return f"Skipped {len(skipped):,}: {'; '.join(parts)}."
+    kinds: dict[str, list[tuple[int, str]]] = {}
+    for line in skipped:
+        if found := re.fullmatch(r"(.*): ([^:]*) \(([\d,]+): (.*)\)", line, re.DOTALL):
+            place, reason, number, names = found.groups()
+            first = names.split(", ")[0]
+            kinds.setdefault(reason, []).append((int(number.replace(",", "")), f"{place}/{first}"))
+        else:
+            place, _, reason = line.rpartition(": ")
+            kinds.setdefault(reason, []).append((1, place))
+    counts = {reason: sum(n for n, _ in things) for reason, things in kinds.items()}
+    parts = [
+        f"{kinds[reason][0][1]}{f' and {n - 1:,} more' if n > 1 else ''} ({reason})"
+        for reason, n in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+    return f"Skipped {sum(counts.values()):,}: {several(parts, 4, '; ')}." if skipped else ""
 
 
 def escaped(text: str) -> str:

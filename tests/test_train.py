@@ -460,6 +460,20 @@ def test_the_figures_agree_with_each_other() -> None:
     assert [h["epoch"] for h in result["history"]] == [1]
 
 
+def test_answers_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that comes to grief on testing images alone is not taken to say the first class."""
+
+    class Logarithm(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.flatten(1).log())
+
+    monkeypatch.setitem(MODELS, "log", lambda shape, classes: Logarithm(64, classes))
+    training = [stack(each.images.clamp(min=1)) for each in pictures()]
+    black = [stack(each.images * 0) for each in pictures()]
+    with pytest.raises(LadderError, match="gives no numbers for some testing images"):
+        fitted(quick("log", init="default", lr=0.01), training=training, testing=black)
+
+
 def test_a_class_without_testing_images_counts_for_nothing() -> None:
     """Its own accuracy is 0, and the others' are unharmed."""
     testing = pictures(seed=1)

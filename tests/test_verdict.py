@@ -233,6 +233,30 @@ def test_the_testing_images_have_no_say_in_which_rung_is_best(
     assert chosen[0] == chosen[1]
 
 
+def test_a_poor_choice_of_rung_is_no_verdict_on_machine_learning() -> None:
+    """Where validation chose a rung that buys nothing and another beats the baselines: no "no"."""
+    said = {"a": (1.0, mostly(0.5)), "b": (0.9, mostly(0.99))}
+    results = climbed(said, [50, 50], [50, 50])
+    assert (results["answer"]["best"], results["answer"]["others_ahead"]) == ("a", ["b"])
+    assert results["headline"].startswith("Perhaps: not the rung that is best on validation")
+    assert "On those b reads more" in everything(results)
+    results = climbed({"a": said["a"], "b": (0.9, mostly(0.55))}, [50, 50], [50, 50])
+    assert results["headline"].startswith("No, "), "a little ahead is luck among many"
+
+
+def test_a_class_that_had_no_say_in_the_choice_is_named() -> None:
+    """How many of each class are held out is in the results; of none, a warning, if it mattered."""
+    said = {"a": (1.0, mostly(0.9)), "b": (0.9, mostly(0.9))}
+    results = climbed(said, [60, 1], [50, 50])
+    held_out = results["health"]["held_out"]
+    assert held_out[1] == 0 < held_out[0]
+    assert 'No image of "other" was held out for validation' in results["warnings"][-1]
+    alone = climbed({"a": said["a"]}, [60, 1], [50, 50])
+    shortcut = climbed(said, [60, 1], [50, 50], validation="testing")
+    assert "held out for validation" not in everything(alone) + everything(shortcut)
+    assert shortcut["health"]["held_out"] is None
+
+
 def test_the_choice_is_told_as_it_was_made() -> None:
     """By validation: how many images, ties, and a rung that testing likes better; no flattery."""
     said = {"a": (0.8, mostly(0.99)), "b": (0.95, mostly(0.9)), "c": (0.95, mostly(0.95))}
@@ -271,7 +295,7 @@ def test_classes_that_are_never_said_or_never_right_are_named() -> None:
 
     names = ["кошка", "b" * 300, "c", "d"]
     results = climbed({"mlp": (0.9, two_kinds)}, [20] * 4, [10, 1, 10, 10], names=names)
-    never, missed = results["warnings"]
+    never, missed, _ = results["warnings"]
     assert never == (
         'mlp never says "кошка": 10 testing images of it are all read as something else.'
     )
@@ -329,11 +353,13 @@ def test_few_images_are_warned_of() -> None:
     """A class of under ten to train on, or of none to test on; a single one to test is judged."""
     results = climbed({"mlp": (0.9, lambda truth: truth)}, [2, 9, 10], [1, 1, 0], nearest=says(2))
     assert results["warnings"] == [
+        "There are only 2 testing images: of many more of the kind, mlp may read 34.24 to "
+        "100.00\xa0% right. Add some.",
         '2 classes of 3 have under 10 training images: "cat" (2), "other" (9). What is learned and '
         "chosen from so few is chance: add some.",
         'No testing image is of "third", so nothing here tells how that is read.',
     ]
-    assert results["answer"]["verdict"] == "unclear"
+    assert results["headline"] == "Too few testing images to tell."
     assert results["rungs"][0]["per_class"] == [1.0, 1.0, None]
     assert climbed({"mlp": (0.9, mostly(0.9))}, [50, 50], [50, 50])["warnings"] == []
 
@@ -369,14 +395,13 @@ def test_only_baselines_say_so() -> None:
 def test_what_was_skipped_is_told_with_count_and_examples() -> None:
     """By reason, in one line at the terminal and in the report; where nothing was, that."""
     lines = [
-        "training/7/notes.txt: not .png, .jpg or .jpeg",
+        "training/7: not .png, .jpg or .jpeg (1,011: a (1).txt, b: c.csv, ...)",
         "training/8/Thumbs.db: not .png, .jpg or .jpeg",
-        "training/9/a.csv: not .png, .jpg or .jpeg",
-        "val: neither training nor testing",
+        "pets/val: a folder beside training and testing, not used",
     ]
     told = (
-        "Skipped 4: 3 not .png, .jpg or .jpeg (training/7/notes.txt, training/8/Thumbs.db and 1 "
-        "more); 1 neither training nor testing (val)."
+        "Skipped 1,013: training/7/a (1).txt and 1,011 more (not .png, .jpg or .jpeg); "
+        "pets/val (a folder beside training and testing, not used)."
     )
     results = climbed({"mlp": (0.9, mostly(0.9))}, [50, 50], [50, 50], skipped=lines)
     assert verdict(results)[-1] == told
