@@ -253,11 +253,15 @@ def _climb(
             server.begin()
         memory.look()
     display.wait("looking at what has changed")
-    return _run(options.parameters(dataset), display, audit, server)
+    with memory.watching() if memory else contextlib.nullcontext():
+        parameters = options.parameters(dataset)
+        planned = _plan(parameters)
+    return _run(planned, parameters, display, audit, server)
 
 
-def _run(parameters: dict[str, Any], display: Any, audit: int, server: Any) -> Path:
-    planned = _plan(parameters)
+def _run(
+    planned: list[Any], parameters: dict[str, Any], display: Any, audit: int, server: Any
+) -> Path:
     hits = [each.stage for each in planned if each.state == "cached" and each.comparable]
     audited = random.sample(hits, min(audit, len(hits)))
     if all(each.state == "cached" for each in planned) and not audited:

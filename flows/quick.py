@@ -1,7 +1,8 @@
 """Notice that nothing changed before anything heavy is imported: no torch, no Prefect, no Arrow.
 
 A run leaves behind a digest of all that its plan could depend on: the options, this project's
-sources, the installed distributions, and the stat of every image, cached file and report file.
+sources, what could be imported, the stat of every image, cached file and report file, and what the
+project's modules asked for when they were imported (`flows.watch`).
 When a later run finds that digest unchanged, its plan could only say "cached" throughout.  In any
 doubt (a stat differs, a file is too young for its stat to be trusted) there is no short cut, and
 the plan itself decides.
@@ -15,17 +16,18 @@ import json
 import marshal
 import os
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows.watch import Seen, Watch, importable
 from tasks.caching.basics import DamagedError, LadderError, pointed_at, read_regular, write_atomic
 
 _LARGEST = 1 << 24  # bytes of a memory: a name for each stage
 _YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
 _PACKAGES = Path(__file__).resolve().parents[1]
+_ALWAYS = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "STEPLADDER_DATA")  # how texts and times are read
 
 
 class Known(NamedTuple):
@@ -42,11 +44,12 @@ class Memory:
         self.data = data
         self._dataset = dataset
         self._options = options
-        identity = json.dumps([str(dataset), options], sort_keys=True)
+        identity = json.dumps([str(dataset), options, _here()], sort_keys=True)
         name = hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._path = data / "cache" / "quick" / f"{name}.json"
         self._before: tuple[str, int] | None = None
         self._looked = 0  # ns since the epoch
+        self.seen: Seen | None = None  # what else the plan of this run depends on
 
     def look(self) -> None:
         """See what a run that begins now reads; when that has been seen already, do nothing."""
@@ -59,6 +62,17 @@ class Memory:
         """Whether no run with these options has left anything behind."""
         return not os.path.isfile(self._path)  # noqa: PTH113 - which raises nothing
 
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note what the project's modules ask for while they are imported and planned inside."""
+        watch = Watch()
+        watch.begin()
+        try:
+            yield
+        finally:
+            watch.end()
+        self.seen = watch.seen(self._dataset, self.data / "cache", self.data / "reports")
+
     def recall(self) -> Known | None:
         """How the last run ended, when nothing that it depends on has changed since."""
         try:
@@ -68,7 +82,10 @@ class Memory:
             if not folder.resolve().is_relative_to((self.data / "reports").resolve()):
                 return None  # not written here
             same = self._before and memory["read"] == self._before[0]
+            seen = Seen(*map(dict.fromkeys, memory["seen"])).again(os.environ)
+            same = same and memory["were"] == _digest([*seen])
             if same and memory["written"] == self._writes(folder):
+                self.seen = seen
                 return Known(folder, [str(name) for name in memory["stages"]])
         except (LadderError, OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
@@ -76,7 +93,10 @@ class Memory:
 
     def keep(self, folder: Path, stages: list[str]) -> None:
         """Write down the state that a finished run saw, when it began to look, and left."""
-        if self._before is None or self._looked - self._before[1] < _YOUNG_NS:
+        if self._before is None or self.seen is None:
+            return
+        newest = max([self._before[1], *(max(row[1:3]) for row in self.seen.paths.values() if row)])
+        if self._looked - newest < _YOUNG_NS:
             return  # what changed just before the run may have changed again in the same tick
         # What cannot be looked at or written only stays slower.
         with contextlib.suppress(LadderError, OSError):
@@ -84,6 +104,8 @@ class Memory:
                 "folder": str(folder),
                 "stages": stages,
                 "read": self._before[0],
+                "seen": [[*each] for each in self.seen],
+                "were": _digest([*self.seen]),
                 "written": self._writes(folder),
             }
             write_atomic(self._path, json.dumps(memory).encode())
@@ -95,14 +117,10 @@ class Memory:
             images = list(_stats(self._dataset))
         except OSError:
             return None
-        distributions = sorted(
-            name
-            for kind in ("purelib", "platlib")
-            for name in os.listdir(sysconfig.get_path(kind))
-            if name.endswith(("-info", ".pth"))
-        )
+        found = [importable(path) for path in dict.fromkeys(sys.path)]
         newest = max(max(row[2], row[3]) for _, rows in [*sources, *images] for row in rows)
-        state = [sys.version, distributions, self._options, sources, images]
+        python = [sys.version, [*sys.flags], sys.path, [os.environ.get(name) for name in _ALWAYS]]
+        state = [python, found, self._options, sources, images]
         return _digest(state), newest
 
     def _writes(self, folder: Path) -> str:
@@ -111,6 +129,17 @@ class Memory:
         latest = pointed_at(folder.parent / "latest")
         kept = [*_stats(cache / "records"), *_stats(cache / "files"), *_stats(folder)]
         return _digest([latest, kept])
+
+
+def _here() -> list[Any]:
+    """What is another machine or another place on it, where modules may have other values."""
+    try:
+        folder = str(Path.cwd())
+    except OSError:  # it is gone
+        folder = ""
+    machine = os.uname()
+    cores = len(os.sched_getaffinity(0))
+    return [folder, sys.executable, machine.nodename, machine.machine, os.getuid(), cores]
 
 
 def mark_cached(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from flows import quick
 from flows.quick import Memory, mark_cached
+from flows.watch import Seen
 
 
 @pytest.fixture
@@ -32,12 +34,21 @@ def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("content")
     (tmp_path / "reports/images/latest").symlink_to("one")
+    for path in ("site/own.py", "site/fp-1.0.dist-info/METADATA", "site/some.pth", "lib/own.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("x = 1")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), str(tmp_path / "lib")])
     monkeypatch.setattr(quick, "_YOUNG_NS", 50_000_000)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setenv("FP_SET", "1")
     time.sleep(0.1)
 
     def memory(**options: object) -> Memory:
         memory = Memory(tmp_path, tmp_path / "images", {"epochs": None, **options})
         memory.look()
+        seen = Seen({str(tmp_path / "config.json"): None}, {str(tmp_path / "lib"): None}, {},
+                    {"FP_SET": None})  # fmt: skip
+        memory.seen = seen.again(os.environ)
         return memory
 
     memory().keep(tmp_path / "reports/images/one", stages=["mean[7]", "report"])
@@ -63,6 +74,9 @@ def test_other_options_are_another_run(remembered) -> None:
         "cache/records/train/a.json",
         "cache/files/b.arrow",
         "reports/images/one/report.html",
+        "config.json",
+        "site/some.pth",
+        "site/fp-1.0.dist-info/METADATA",
     ],
 )
 @pytest.mark.parametrize("change", ["edit", "same size, old time", "delete", "add", "rename"])
@@ -78,10 +92,62 @@ def test_any_change_is_seen(remembered, tmp_path: Path, path: str, change: str) 
     elif change == "delete":
         file.unlink()
     elif change == "add":
-        file.with_name("new").write_text("new")
+        file = tmp_path / "site/own.py" if "site" in path or path == "config.json" else file
+        file.with_name("new.py").write_text("new")
     else:
         file.rename(file.with_name("other"))
     assert remembered().recall() is None
+
+
+def test_other_places_to_import_from_are_seen(remembered, tmp_path: Path, monkeypatch) -> None:
+    """Another PYTHONPATH, the same in another order, or an archive put where none was."""
+    for path in ([*sys.path, str(tmp_path)], sys.path[::-1], sys.path[:1]):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "path", path)
+            assert remembered().recall() is None
+    assert remembered().recall() is not None
+
+
+@pytest.mark.parametrize("name", ["FP_SET", "LANG", "STEPLADDER_DATA"])
+def test_another_value_of_a_variable_is_seen(remembered, monkeypatch, name: str) -> None:
+    monkeypatch.setenv(name, "2")
+    assert remembered().recall() is None
+
+
+def test_another_variable_is_no_change(remembered, monkeypatch) -> None:
+    monkeypatch.setenv("FP_OTHER", "2")
+    assert remembered().recall() is not None
+
+
+def test_each_folder_it_is_run_in_has_its_memory(remembered, tmp_path: Path, monkeypatch) -> None:
+    """Modules may read files by paths that begin there."""
+    monkeypatch.chdir(tmp_path)
+    assert remembered().recall() is None
+
+
+def test_what_nobody_can_tell_at_a_glance_is_not_kept(remembered, tmp_path: Path) -> None:
+    memory = remembered(epochs=1)
+    memory.seen = None
+    memory.keep(tmp_path / "reports/images/one", stages=[])
+    assert remembered(epochs=1).recall() is None
+
+
+def test_a_file_read_by_a_module_and_just_changed_is_not_trusted(
+    remembered, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    memory = remembered()
+    memory.keep(tmp_path / "reports/images/one", stages=[])
+    assert remembered().recall() is None
+
+
+def test_what_is_recalled_can_be_kept_again(remembered, tmp_path: Path) -> None:
+    """As when the report is told that its rungs came from the cache."""
+    memory = remembered()
+    memory.recall()
+    (tmp_path / "reports/images/one/report.html").write_text("more content")
+    memory.keep(tmp_path / "reports/images/one", stages=["report"])
+    assert remembered().recall() is not None
 
 
 def test_another_latest_report_is_seen(remembered, tmp_path: Path) -> None:

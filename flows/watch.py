@@ -1,0 +1,328 @@
+"""What project code asks the machine for while it is imported and planned, which no source shows.
+
+A constant may come from a file, from a folder's names or from a variable of the environment, and a
+plan's fingerprints hold its value.  So the short cut (`flows.quick`), which imports none of that
+code, is only taken while all that it asked for is as it was.
+
+What is asked for counts when the innermost project module on the stack is one whose values reach
+a plan: a chapter, the flow, a package of the user's; not the engine, nor the command line.  With
+an import between the two, it is the imported module that asks.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib.machinery
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any, NamedTuple
+
+# Of what these give, nobody can say at a glance whether it would be the same again ...
+_OPAQUE = {
+    "subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn",
+    "os.spawn", "pty.spawn", "socket.connect", "socket.getaddrinfo", "socket.gethostbyname",
+    "socket.gethostbyaddr", "sqlite3.connect", "urllib.Request", "ctypes.dlopen",
+}  # fmt: skip
+# ... nor of what comes from these modules while another is imported.
+_CHANGING = {"time", "datetime", "random", "secrets", "uuid", "getpass", "pwd", "tempfile"}
+_TOOLS = ("tasks.caching", "flows.cli", "flows.console", "flows.quick", "flows.reports",
+          "flows.server", "flows.watch")  # fmt: skip
+_IMPORTABLE = {"", *importlib.machinery.all_suffixes(), ".egg", ".zip"}
+_ENVIRON = type(os.environ)
+_PLAIN: Any = (os.stat, os.lstat, os.access)
+
+
+class Seen(NamedTuple):
+    """What was asked for, and what each of it was."""
+
+    paths: dict[str, Any]  # each with its stat, or None where there is nothing
+    folders: dict[str, Any]  # each with the names in it
+    packages: dict[str, Any]  # each with the names in it that could be imported
+    variables: dict[str, Any]  # each with its value; "*" with all there are
+
+    def again(self, environment: Mapping[str, str]) -> Seen:
+        """The same now."""
+        return Seen(
+            {path: row_of(path) for path in self.paths},
+            {path: _names(path) for path in self.folders},
+            {path: importable(path) for path in self.packages},
+            {name: _value(environment, name) for name in self.variables},
+        )
+
+
+def row_of(path: str) -> tuple[int, ...] | None:
+    """Size, mtime, ctime and inode, as links lead; of a folder nothing but that it is one."""
+    try:
+        found = _PLAIN[0](path)
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _names(path: str) -> list[str] | None:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return None
+
+
+def importable(path: str) -> Any:
+    """What an entry of `sys.path`, or a package, offers, and what its distributions are."""
+    names = _names(path or ".")
+    if names is None:
+        return row_of(path)  # an archive, or nothing
+    found: list[Any] = []
+    for name in names:
+        whole = f"{path or '.'}/{name}"
+        if name.endswith("-info"):
+            found.append((name, row_of(f"{whole}/METADATA") or row_of(f"{whole}/PKG-INFO")))
+        elif name.endswith((".pth", ".egg-link")) or name.startswith("__editable__"):
+            found.append((name, row_of(whole)))
+        elif name[len(name.partition(".")[0]) :] in _IMPORTABLE and name != "__pycache__":
+            found.append(name)
+    return found
+
+
+def _value(environment: Mapping[str, str], name: str) -> Any:
+    return sorted(environment.items()) if name == "*" else environment.get(name)
+
+
+class Watch:
+    """Notes what is asked for between `begin` and `end`."""
+
+    def __init__(self) -> None:
+        # "path", "folder", "variable" or "opaque", and which; with who asked, and what it was
+        self._asked: dict[tuple[str, str], set[tuple[str, ...]]] = {}
+        self._was: dict[tuple[str, str], Any] = {}
+        self._early: set[str] = set()
+        self._environment: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """Note from here on."""
+        self._early = {*sys.modules}
+        self._environment = dict(os.environ)
+        _add_hook()
+        _WATCHES.append(self)
+        os.stat, os.lstat, os.access = _NOTING
+        for environ in (os.environ, os.environb):  # the same object for all who hold it
+            environ.__class__ = _Environ
+
+    def end(self) -> None:
+        """Note no more."""
+        for environ in (os.environ, os.environb):
+            environ.__class__ = _ENVIRON
+        os.stat, os.lstat, os.access = _PLAIN
+        _WATCHES.remove(self)
+
+    def note(self, kind: str, what: str, askers: tuple[str, ...]) -> None:
+        """Take down that modules, the innermost first, asked for something."""
+        key = kind, str(Path(what).absolute()) if kind in ("path", "folder") else what
+        self._asked.setdefault(key, set()).add(askers)
+        if key not in self._was:
+            self._was[key] = {"path": row_of, "folder": _names}.get(kind, str)(key[1])
+
+    def seen(self, *apart: Path) -> Seen | None:
+        """What all was that a plan may depend on, but for what lies in the folders `apart`.
+
+        None where it has changed since, or where a glance cannot tell whether it will have.
+        """
+        ours = _project_modules()
+        asked = {key for key, chains in self._asked.items() if any(map(_counts, chains))}
+        followed = [name for name in ours if not _is_tool(name) and name not in self._early]
+        if any(kind == "opaque" for kind, _ in asked) or _is_doubtful(followed, self._early):
+            return None
+        named = {
+            kind: [what for which, what in asked if which == kind and not _lies(what, apart)]
+            for kind in ("path", "folder", "variable")
+        }  # fmt: skip
+        files = {*named["path"], *_files(ours.values()), *_named_files(followed)}
+        folders = {str(place) for each in ours.values() for place in getattr(each, "__path__", ())}
+        wanted = [sorted(each) for each in (files, named["folder"], folders, named["variable"])]
+        found = Seen(*map(dict.fromkeys, wanted)).again(self._environment)
+        same = all(
+            now == self._was.get((kind, what), now)
+            for kind, states in (("path", found.paths), ("folder", found.folders))
+            for what, now in states.items()
+        )
+        return found if same else None
+
+
+def _lies(path: str, apart: tuple[Path, ...]) -> bool:
+    """Whether something lies where it is looked at anyway: distributions are, on `sys.path`."""
+    return "-info/" in path or any(Path(path).is_relative_to(each) for each in apart)
+
+
+# What the project is, for when all of it is imported
+
+
+def _project_modules() -> dict[str, ModuleType]:
+    from tasks.caching import source
+
+    tops = {name.partition(".")[0] for name in [*sys.modules]}
+    ours = {top for top in tops if source.is_ours(top)}
+    return {
+        name: module for name, module in [*sys.modules.items()]
+        if name.partition(".")[0] in ours and source.is_ours(name)
+    }  # fmt: skip
+
+
+def _is_tool(name: str) -> bool:
+    return f"{name}.".startswith(tuple(f"{each}." for each in _TOOLS))
+
+
+def _counts(askers: tuple[str, ...]) -> bool:
+    from tasks.caching import source
+
+    mine = next((name for name in askers if source.is_ours(name)), None)
+    return mine is not None and not _is_tool(mine)
+
+
+def _files(modules: Iterable[ModuleType]) -> Iterator[str]:
+    for module in modules:
+        if isinstance(file := getattr(module, "__file__", None), str):
+            yield file
+
+
+def _sources(names: Iterable[str]) -> Iterator[Any]:
+    """The modules' sources; one that cannot be read, no stage has reached."""
+    from tasks.caching import source
+    from tasks.caching.basics import LadderError
+
+    for name in names:
+        with contextlib.suppress(LadderError, OSError, SyntaxError):
+            yield source.read(name)
+
+
+def _is_doubtful(names: list[str], early: set[str]) -> bool:
+    """Whether a module's values may come from what nobody noted, or are new each time."""
+    modules = [*_sources(names)]
+    used = {origin for module in modules for each in module.imports.values() for origin, _ in each}
+    before = _sources(name for name in early & used if not _is_tool(name) and _counts((name,)))
+    return any(map(_calls_what_changes, modules)) or any(m.bindings or m.imports for m in before)
+
+
+def _calls_what_changes(module: Any) -> bool:
+    changing = {
+        name for name, origins in module.imports.items()
+        if any(origin.partition(".")[0] in _CHANGING for origin, _ in origins)
+    }  # fmt: skip
+    waiting: list[ast.AST] = [node for nodes in module.bindings.values() for node in nodes]
+    for node in waiting:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Call):
+            called = {each.id for each in ast.walk(node.func) if isinstance(each, ast.Name)}
+            if called & changing:
+                return True
+    return False
+
+
+def _named_files(names: list[str]) -> Iterator[str]:
+    """Files that texts of the sources name: compiled code opens them without a word to Python."""
+    for module in _sources(names):
+        places = (Path(module.path).parent, Path(module.path).parents[1], Path())
+        nodes = (node for nodes in module.bindings.values() for each in nodes
+                 for node in ast.walk(each))  # fmt: skip
+        texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
+        for text in texts:
+            if isinstance(text, str) and 3 <= len(text) <= 255 and "." in text:
+                paths = (str((place / text).absolute()) for place in places)
+                yield from (path for path in paths if row_of(path))
+
+
+# How it is noted
+
+
+def _tell(kind: str, what: Any, frame: FrameType | None) -> None:
+    """Tell those who watch, unless the command line, the engine or nobody of ours asked."""
+    if not _WATCHES or getattr(_TELLING, "now", False):
+        return
+    askers = tuple(_askers(frame))
+    if all(_is_tool(name) or name in sys.stdlib_module_names for name in askers):
+        return
+    _TELLING.now = True
+    try:
+        for watch in _WATCHES:
+            watch.note(kind, os.fsdecode(what), askers)
+    except (OSError, TypeError, ValueError):  # nothing that has a name
+        pass
+    finally:
+        _TELLING.now = False
+
+
+def _askers(frame: FrameType | None) -> Iterator[str]:
+    """The modules on the stack, the innermost first, up to an import or one of this project's."""
+    last = __name__
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        name = str(frame.f_globals.get("__name__"))
+        if name not in (last, __name__):
+            yield name
+            if name.partition(".")[0] in ("flows", "tasks"):
+                return
+        last = name
+        frame = frame.f_back
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _WATCHES:
+        return
+    if event == "open":
+        path, mode, flags = arguments
+        # A name alone for os.open is most often one in an open folder, as when images are read.
+        inner = mode is None and isinstance(path, str) and not path.startswith("/")
+        if not isinstance(path, int) and not inner and flags & os.O_ACCMODE != os.O_WRONLY:
+            _tell("path", path, sys._getframe(1))
+    elif event in ("os.listdir", "os.scandir"):
+        if not isinstance(arguments[0], int):
+            _tell("folder", arguments[0] or ".", sys._getframe(1))
+    elif event in _OPAQUE:
+        _tell("opaque", event, sys._getframe(1))
+
+
+@functools.cache
+def _add_hook() -> None:
+    sys.addaudithook(_hook)  # for good: Python has no way to take one away
+
+
+class _Environ(_ENVIRON):  # type: ignore[valid-type,misc] # a class that typeshed knows by a name of its own
+    """The environment, while it is watched."""
+
+    def __getitem__(self, key: Any) -> Any:
+        _tell("variable", key, sys._getframe(1))
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        _tell("variable", "*", sys._getframe(1))
+        return super().__iter__()
+
+
+def _noting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that looks at a path, of which Python has no audit event."""
+
+    @functools.wraps(function)
+    def asked(*arguments: Any, **more: Any) -> Any:
+        path = arguments[0] if arguments else more.get("path")
+        if _WATCHES and more.get("dir_fd") is None and not isinstance(path, int):
+            _tell("path", path, sys._getframe(1))
+        return function(*arguments, **more)
+
+    kinds = (os.supports_dir_fd, os.supports_effective_ids, os.supports_fd,
+             os.supports_follow_symlinks)  # fmt: skip
+    for kind in kinds:
+        if function in kind:
+            kind.add(asked)
+    return asked
+
+
+_WATCHES: list[Watch] = []
+_TELLING = threading.local()
+_NOTING: Any = tuple(map(_noting, _PLAIN))
