@@ -12,7 +12,6 @@ an import between the two, it is the imported module that asks.
 from __future__ import annotations
 
 import ast
-import contextlib
 import functools
 import importlib.machinery
 import os
@@ -135,9 +134,12 @@ class Watch:
 
         None where it has changed since, or where a glance cannot tell whether it will have.
         """
+        from tasks.caching import source
+
         ours = _project_modules()
         asked = {key for key, chains in self._asked.items() if any(map(_counts, chains))}
-        followed = [name for name in ours if not _is_tool(name) and name not in self._early]
+        followed = [source.read(name) for name in ours.keys() & source.FOLLOWED
+                    if not _is_tool(name)]  # fmt: skip
         if any(kind == "opaque" for kind, _ in asked) or _is_doubtful(followed, self._early):
             return None
         named = {
@@ -192,22 +194,13 @@ def _files(modules: Iterable[ModuleType]) -> Iterator[str]:
             yield file
 
 
-def _sources(names: Iterable[str]) -> Iterator[Any]:
-    """The modules' sources; one that cannot be read, no stage has reached."""
-    from tasks.caching import source
-    from tasks.caching.basics import LadderError
-
-    for name in names:
-        with contextlib.suppress(LadderError, OSError, SyntaxError):
-            yield source.read(name)
-
-
-def _is_doubtful(names: list[str], early: set[str]) -> bool:
+def _is_doubtful(modules: list[Any], early: set[str]) -> bool:
     """Whether a module's values may come from what nobody noted, or are new each time."""
-    modules = [*_sources(names)]
-    used = {origin for module in modules for each in module.imports.values() for origin, _ in each}
-    before = _sources(name for name in early & used if not _is_tool(name) and _counts((name,)))
-    return any(map(_calls_what_changes, modules)) or any(m.bindings or m.imports for m in before)
+    return any(
+        (module.name in early and (module.bindings or module.imports))
+        or _calls_what_changes(module)
+        for module in modules
+    )
 
 
 def _calls_what_changes(module: Any) -> bool:
@@ -226,9 +219,9 @@ def _calls_what_changes(module: Any) -> bool:
     return False
 
 
-def _named_files(names: list[str]) -> Iterator[str]:
+def _named_files(modules: list[Any]) -> Iterator[str]:
     """Files that texts of the sources name: compiled code opens them without a word to Python."""
-    for module in _sources(names):
+    for module in modules:
         places = (Path(module.path).parent, Path(module.path).parents[1], Path())
         nodes = (node for nodes in module.bindings.values() for each in nodes
                  for node in ast.walk(each))  # fmt: skip

@@ -73,7 +73,7 @@ def reasons(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         names = {name: [each.label for each in items] for name, items in found.items()}
         return Look(key=digest_of(ingredients), ingredients=ingredients, names=names)
 
-    last = json.loads(look(before).model_dump_json())
+    last = json.loads(json.dumps(look(before).model_dump(), sort_keys=True))
     return [*differences(look(now), last, now, Path())]
 
 

@@ -12,6 +12,7 @@ import pytest
 from test_fingerprint import CACHES, install
 
 from flows.watch import Seen, Watch
+from tasks.caching import source as source_of
 
 
 @pytest.fixture
@@ -22,6 +23,7 @@ def watched(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(source_of, "FOLLOWED", set())
     monkeypatch.setenv("FP_SET", "1")
     monkeypatch.setenv("FP_UNSET", "")
     monkeypatch.delenv("FP_UNSET")
@@ -46,6 +48,8 @@ def watched(
         watch.begin()
         importlib.import_module("fpown")
         watch.end()
+        for name in [name for name in sys.modules if name in ("fpown", "fpearly", "fpother")]:
+            source_of.read(name)  # as a fingerprint does
         return watch.seen()
 
     yield load
@@ -139,16 +143,11 @@ def test_what_no_glance_can_tell_bars_the_short_cut(watched, source: str) -> Non
 
 def test_what_was_imported_before_bars_the_short_cut(watched, tmp_path: Path) -> None:
     """As by a `.pth` file: nobody noted what it asked for."""
-    (tmp_path / "fpearly.py").write_text("import os\nK = os.environ['FP_SET']")
-    assert watched("from fpearly import K") is not None
-    source = "from fpearly import K"
+    early = {"fpearly": "import os\nK = os.environ['FP_SET']"}
+    assert watched("from fpearly import K", **early) is not None
+    assert watched("import importlib\nimportlib.import_module('fpearly')", **early) is not None
     watch = Watch()
-    for name in ("fpown", "fpearly"):
-        sys.modules.pop(name, None)
-    importlib.import_module("fpearly")
     watch.begin()
-    (tmp_path / "fpown.py").write_text(source)
-    importlib.import_module("fpown")
     watch.end()
     assert watch.seen() is None
 
@@ -169,5 +168,5 @@ def test_what_other_people_ask_for_is_not_seen(watched, tmp_path: Path) -> None:
 def test_nothing_is_left_of_the_watch(watched) -> None:
     """The functions and the environment are what they were."""
     before = (os.stat, os.lstat, os.access, type(os.environ), type(os.environb))
-    watched("import os\nK = os.environ['FP_SET'], os.path.exists('some.txt')")
+    assert watched("import os\nK = os.environ['FP_SET'], os.path.exists('some.txt')")
     assert (os.stat, os.lstat, os.access, type(os.environ), type(os.environb)) == before

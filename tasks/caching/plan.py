@@ -204,7 +204,8 @@ def _new_and_gone(old: Iterable[str], new: Iterable[str]) -> list[str]:
 
 def _differ(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether what both have is not the same in a key, where 1 is not 1.0 and not true."""
-    return name in old and name in new and json.dumps(old[name]) != json.dumps(new[name])
+    both = [json.dumps(each[name], sort_keys=True) for each in (old, new) if name in each]
+    return len({*both}) == 2
 
 
 def _changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

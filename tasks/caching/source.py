@@ -35,6 +35,8 @@ _OPAQUE = {"importlib.import_module", "importlib.reload", "sys.modules"} | {
 _BY_TEXT = {"builtins.getattr", "operator.attrgetter", "operator.methodcaller"}
 _HIDDEN = {"__dict__", "__doc__", "__annotations__", "__globals__", "__subclasses__"}
 
+FOLLOWED: set[str] = set()  # the modules that have been read
+
 Imports = dict[str, set[tuple[str, str]]]  # name -> each (module, attribute or "") it may come from
 
 
@@ -51,6 +53,7 @@ class Module(NamedTuple):
 @functools.cache
 def read(name: str) -> Module:
     """Read a module's source.  Raises LadderError where there is none or it imports `*`."""
+    FOLLOWED.add(name)
     loaded = getattr(sys.modules.get(name), "__file__", None)
     spec = None if loaded else importlib.util.find_spec(name)
     path = str(loaded or (spec and spec.origin))
