@@ -117,9 +117,10 @@ class Memory:
             images = list(_stats(self._dataset))
         except OSError:
             return None
-        found = [importable(path) for path in dict.fromkeys(sys.path)]
+        paths = [*dict.fromkeys(map(str, sys.path))]
+        found = [importable(path) for path in paths]
         newest = max(max(row[2], row[3]) for _, rows in [*sources, *images] for row in rows)
-        python = [sys.version, [*sys.flags], sys.path, [os.environ.get(name) for name in _ALWAYS]]
+        python = [sys.version, [*sys.flags], paths, [os.environ.get(name) for name in _ALWAYS]]
         state = [python, found, self._options, sources, images]
         return _digest(state), newest
 

@@ -70,7 +70,7 @@ def row_of(path: str) -> tuple[int, ...] | None:
 def _names(path: str) -> list[str] | None:
     try:
         return sorted(os.listdir(path))
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
