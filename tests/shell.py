@@ -1,4 +1,4 @@
-"""`stepladder` in forks of a process that has imported torch and Prefect: no seconds to start.
+"""`stepladder` and `prefect`, forked from a process that has imported torch and Prefect.
 
 The project itself is imported by each fork anew, from the folder the command is run in.  Run as a
 script, this file is the process that forks.
@@ -27,14 +27,18 @@ class Shell:
         )  # fmt: skip
 
     def run(
-        self, arguments: list[str], folder: Path, environment: dict[str, str]
+        self,
+        arguments: list[str],
+        folder: Path,
+        environment: dict[str, str],
+        module: str = "flows.cli",
     ) -> subprocess.CompletedProcess[str]:
-        """What `stepladder` with these arguments does in a folder."""
+        """What `stepladder` (or `python -m` another module) with these arguments does there."""
         assert self._server.stdin
         assert self._server.stdout
         with tempfile.TemporaryDirectory() as place:
             streams = [str(Path(place) / name) for name in ("out", "err")]
-            request = [arguments, str(folder), environment, streams]
+            request = [module, arguments, str(folder), environment, streams]
             self._server.stdin.write(json.dumps(request) + "\n")
             self._server.stdin.flush()
             status = int(self._server.stdout.readline())
@@ -49,6 +53,7 @@ class Shell:
 def serve() -> None:
     """Answer each line on standard input with the exit status of the command on it."""
     import matplotlib.figure  # noqa: F401 - what the project imports, before the forks
+    import prefect.cli.deploy
     import prefect.task_runners  # noqa: F401
     import torch.optim  # noqa: F401
 
@@ -62,7 +67,7 @@ def serve() -> None:
 
 
 def start(
-    arguments: list[str], folder: str, environment: dict[str, str], streams: list[str]
+    module: str, arguments: list[str], folder: str, environment: dict[str, str], streams: list[str]
 ) -> None:
     """Become the command."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -72,7 +77,7 @@ def start(
     os.chdir(folder)
     sys.path[0] = folder
     sys.argv[1:] = arguments
-    runpy.run_module("flows.cli", run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -355,14 +355,10 @@ def test_a_deployment_runs_on_a_worker_and_its_schedule_fires(project: Project) 
     The scheduler makes the second run, which finds all cached.
     """
 
-    def prefect(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
-            cwd=project.root, env=project.environment, capture_output=True, text=True,
-            timeout=300, check=False,
-        )  # fmt: skip
+    def prefect(*arguments: str) -> None:
+        line = ["--no-prompt", *arguments]
+        done = project.shell.run(line, project.root, project.environment, "prefect")
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
     # Other images than the rest of this file: equal ones would be found in the cache already.
     write_digits(project.data / "sample", classes=3, per_class=24)
