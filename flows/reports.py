@@ -15,7 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.console import plain
-from tasks.caching.basics import LadderError, data_root, expand, pointed_at, read_regular, shown
+from tasks.caching.basics import (
+    LadderError,
+    data_root,
+    entries,
+    expand,
+    pointed_at,
+    read_regular,
+    shown,
+)
 from tasks.caching.places import find_place
 
 
@@ -32,7 +40,7 @@ def find_report(run: str = "") -> Path:
         if _is_file(folder / "results.json") and (folder == path or _is_file(path)):
             return folder.resolve()
     reports = data_root() / "reports"
-    runs = sorted((each.parent for each in reports.glob("*/[0-9]*/results.json")), key=_age)
+    runs = sorted((run for home in entries(reports) for run in _runs(home)), key=_age)
     if not runs:
         raise LadderError(f"no report under {reports} yet; `stepladder run sample` makes one")
     if not run:
@@ -95,7 +103,13 @@ def _latest(home: Path) -> Path:
     latest = pointed_at(home / "latest")
     if latest and _is_file(home / latest / "results.json"):
         return home / latest
-    return max((each.parent for each in home.glob("[0-9]*/results.json")), key=_age)
+    return max(_runs(home), key=_age, default=home)
+
+
+def _runs(home: Path) -> list[Path]:
+    """The folders of a dataset's reports."""
+    runs = (each for each in entries(home) if each.name[0].isdecimal())
+    return [each for each in runs if os.path.lexists(each / "results.json")]
 
 
 def _is_file(path: Path) -> bool:

@@ -5,6 +5,7 @@ Every scan lists and stats all files, but reads only those whose stat differs fr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -19,7 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tasks.caching.basics import LadderError, clean, told, write_atomic
+from tasks.caching.basics import (
+    DamagedError,
+    LadderError,
+    clean,
+    read_regular,
+    told,
+    write_atomic,
+)
 from tasks.caching.stage import Run
 from tasks.layout import SUFFIXES, left_aside, not_utf8, some, survey, unreadable
 
@@ -356,15 +364,17 @@ def _read_index(path: Path) -> dict[str, Seen]:
 
 def _write_index(path: Path, index: dict[str, Seen]) -> None:
     listings = [seen.listing for seen in index.values()]
-    _write(path, INDEX, [list(index), listings, [seen.stat.tobytes() for seen in index.values()]])
+    columns = [list(index), listings, [seen.stat.tobytes() for seen in index.values()]]
+    with contextlib.suppress(LadderError):  # a store that cannot be written only stays slower
+        _write(path, INDEX, columns)
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.RecordBatch | None:
     try:
-        batch = pa.ipc.open_file(path.read_bytes()).get_batch(0)
+        batch = pa.ipc.open_file(read_regular(path) or b"").get_batch(0)
         batch.validate(full=True)  # a flipped bit must not lead outside the buffers
         whole = batch.schema == schema and not any(column.null_count for column in batch.columns)
-    except (OSError, ValueError, MemoryError, pa.ArrowException):
+    except (DamagedError, ValueError, MemoryError, pa.ArrowException):
         return None
     return batch if whole and len(batch) else None
 

@@ -18,7 +18,7 @@ MOST = 20  # problems told at once; a wall of them hides the first
 LITTER = re.compile(r"\..*\.\d+-[0-9a-f]{8}\.tmp", re.DOTALL)  # what `write_atomic` may leave
 
 # That a file is not there, or that its name leads to no file: nothing else is said of the file.
-_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV)
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG)
 _ADVICE = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files: `ulimit -n 4096`"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space there, or set "

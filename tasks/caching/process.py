@@ -155,17 +155,20 @@ def _start(arguments: tuple[Any, ...], bodies: Bodies) -> tuple[BaseProcess, Con
     with _starting, _without_main():
         if bodies.stopped:
             raise StoppedError("its run was stopped before it began")
-        try:
-            machine.insist_on_room()
-            receiver, sender = _FORK_SERVER.Pipe(duplex=False)
-            with sender:
-                process = _FORK_SERVER.Process(
-                    target=_child, args=(sender, *arguments), daemon=True
-                )
-                process.start()
-        except (OSError, EOFError) as error:
-            bodies.stop()
-            raise _cannot_start(error) from error
+        with contextlib.ExitStack() as on_failure:
+            try:
+                machine.insist_on_room()
+                receiver, sender = _FORK_SERVER.Pipe(duplex=False)
+                on_failure.enter_context(receiver)
+                with sender:
+                    process = _FORK_SERVER.Process(
+                        target=_child, args=(sender, *arguments), daemon=True
+                    )
+                    process.start()
+            except (OSError, EOFError) as error:
+                bodies.stop()
+                raise _cannot_start(error) from error
+            on_failure.pop_all()
         bodies.running.add(process)
         return process, receiver
 
