@@ -460,6 +460,7 @@ def test_what_others_take_away_meanwhile_is_passed_over(
     (data / "cache" / "scratch").mkdir()
     point_to(data / "reports/tiny/latest", chain.report(1).name)
     memory = quick.Memory(data, data / "cache" / "files", {})
+    memory.seen = quick.Seen({}, {}, {}, {})
     stop = threading.Event()
     others = [threading.Thread(target=churn, args=(data, stop))]
     others[0].start()
