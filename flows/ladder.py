@@ -22,7 +22,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching import machine
-from tasks.caching.basics import LadderError, data_root, shown
+from tasks.caching.basics import LadderError, clean, data_root, shown
 from tasks.caching.places import Place, candidates, find_place
 from tasks.caching.plan import Planned, asleep
 from tasks.caching.stage import Session, Settings, begin
@@ -129,9 +129,9 @@ def why_missing(dataset: str) -> str:
     """In words, why a dataset's folder is not there, and what to do."""
     for path in candidates(dataset):
         if path.is_symlink() and not path.exists():
-            return f"{path} is a broken link: mend or remove it"
+            return f"{clean(path)} is a broken link: mend or remove it"
         if path.exists():
-            return (f"{path} is no folder of images; "
+            return (f"{clean(path)} is no folder of images; "
                     "`stepladder fetch NAME --from FILE` unpacks an archive")  # fmt: skip
     if dataset == "mnist":
         hint = "`stepladder fetch mnist` brings it"

@@ -34,7 +34,7 @@ from PIL import Image
 
 from tasks.archives import unpack, what_instead
 from tasks.caching import locks
-from tasks.caching.basics import LadderError, expand, redacted, shown, write_atomic
+from tasks.caching.basics import LadderError, clean, expand, redacted, shown, write_atomic
 from tasks.caching.places import insist_on_name
 from tasks.caching.stage import Run
 
@@ -152,7 +152,7 @@ def _wanted(name: str, source: str | None, sha256: str | None) -> Wanted:
     """What is to be fetched.  Raises LadderError for what cannot be meant."""
     archive = DATASETS.get(name)
     given = source if source is not None else archive.url if archive else ""
-    place = redacted(given)
+    place = clean(redacted(given))
     path, url = _path_or_url(given)
     if sha256 is not None:
         if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
@@ -192,11 +192,11 @@ def _opened(path: Path) -> BufferedReader:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             what = "a folder: `stepladder run` takes it as it is" if path.is_dir() else "no file"
-            raise LadderError(f"{path} is {what}")
+            raise LadderError(f"{clean(path)} is {what}")
         return open(path, "rb")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise LadderError(f"{shown(str(path))[1:-1]} cannot be read ({why})") from None
+        raise LadderError(f"{clean(path)[:1000]} cannot be read ({why})") from None
 
 
 def _insist_on_archive(file: BufferedReader, place: str) -> None:

@@ -104,8 +104,6 @@ class Folder:
 class Dataset:
     """A dataset as it was scanned; `training[i]` and `testing[i]` belong to `classes[i]`."""
 
-    name: str
-    path: str
     classes: list[str]
     training: list[Folder]
     testing: list[Folder]
@@ -147,7 +145,7 @@ def scan(path: Path, root: Path, run: Run = Run()) -> Dataset:
         for label, seen in after.items()
     ]
     n = len(found.classes)
-    return Dataset(path.name, str(path), found.classes, folders[:n], folders[n:], sorted(skipped))
+    return Dataset(found.classes, folders[:n], folders[n:], sorted(skipped))
 
 
 def read_files(folder: Path, names: Iterable[str]) -> Iterator[bytes | LadderError]:

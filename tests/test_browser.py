@@ -106,7 +106,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         ran = {f"train[{name}]": Outcome("ran", ("epochs changed",), 1.5) for name in recipes}
         files = report.fn(
-            data.name, data.classes, training, testing, means, baselines, rungs, recipes, 0.1,
+            "digits", data.classes, training, testing, means, baselines, rungs, recipes, 0.1,
             data.skipped, [],
             run=Run(outcomes=ran, started=started, command="stepladder run sample"),
         )  # fmt: skip

@@ -62,7 +62,6 @@ def test_a_listing_holds_sorted_names_and_the_sha256_of_each_file(
 ) -> None:
     path = write_dataset(classes=("b", "a"), count=12)
     dataset = scan(path, root)
-    assert dataset.name == "animals"
     assert dataset.classes == ["a", "b"]
     assert [f.label for f in dataset.training + dataset.testing] == [
         *("training/a", "training/b", "testing/a", "testing/b")

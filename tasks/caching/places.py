@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from tasks.caching.basics import LadderError, data_root, expand, shown
+from tasks.caching.basics import LadderError, clean, data_root, expand, shown
 
 
 class Place(NamedTuple):
@@ -144,7 +144,7 @@ def _is_folder(path: Path) -> bool:
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except PermissionError as error:
-        raise LadderError(f"{path} cannot be looked at ({error.strerror})") from None
+        raise LadderError(f"{clean(path)} cannot be looked at ({error.strerror})") from None
     except OSError:
         return False
 
