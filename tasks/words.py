@@ -57,7 +57,7 @@ def moment(started: str) -> str:
 
 def quoted(name: str) -> str:
     """A class's name inside a sentence, cut where it is very long."""
-    return f'"{name if len(name) <= 60 else name[:59] + "…"}"'
+    return f'"{name if len(name) <= 60 else name[:57] + "..."}"'
 
 
 def several(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
@@ -403,7 +403,7 @@ def skipped_in_brief(skipped: list[str]) -> str:
         f"{kinds[reason][0][1]}{f' and {n - 1:,} more' if n > 1 else ''} ({reason})"
         for reason, n in sorted(counts.items(), key=lambda item: -item[1])
     ]
-    return f"Skipped {sum(counts.values()):,}: {several(parts, 4, '; ')}." if skipped else ""
+    return f"Skipped {sum(counts.values()):,}: {several(parts, 8, '; ')}." if skipped else ""
 
 
 def escaped(text: str) -> str:

@@ -213,7 +213,7 @@ def test_a_part_of_the_ladder_speaks_only_of_what_ran(right: float) -> None:
 accuracies = st.integers(0, 20).map(lambda n: n / 20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(accuracies, accuracies, accuracies), min_size=1, max_size=5))
 def test_the_testing_images_have_no_say_in_which_rung_is_best(
     rungs: list[tuple[float, float, float]],
@@ -299,7 +299,7 @@ def test_classes_that_are_never_said_or_never_right_are_named() -> None:
     assert never == (
         'mlp never says "кошка": 10 testing images of it are all read as something else.'
     )
-    assert re.fullmatch('mlp never recognises "b{59}…": 1 testing image of it is .*', missed)
+    assert re.fullmatch('mlp never recognises "b{57}\\.{3}": 1 testing image of it is .*', missed)
 
     many = [f"class {i:03}" for i in range(150)]
     results = climbed(
