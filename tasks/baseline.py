@@ -15,6 +15,8 @@ from tasks.caching.basics import LadderError
 from tasks.caching.stage import stage
 from tasks.caching.store import Stack
 
+BLOCK = 16_000_000  # numbers in float32 at a time, that memory holds little beside the images
+
 
 @stage
 def mean(stack: Stack) -> Tensor:
@@ -42,11 +44,15 @@ def baseline(
     """
     measure = DISTANCES[distance]
     prototypes = _flat(means, classes)  # [C, D]
+    block = max(1, BLOCK // prototypes.shape[1])
     said, right = [], []
     for truth, stack in enumerate(testing):
         _check_shape(f"testing/{classes[truth]}", stack.images.shape[1:], means[0].shape)
-        images = stack.images.flatten(1).float() / 255  # [N, D]
-        said.append(measure(images, prototypes).argmin(dim=1))  # [N, C] -> [N]
+        nearest = [
+            measure(some.flatten(1).float() / 255, prototypes).argmin(dim=1)  # [N, D] -> [N]
+            for some in stack.images.split(block)
+        ]
+        said.append(torch.cat(nearest))
         right.append((said[-1] == truth).sum().item())
     counts = [len(stack.images) for stack in testing]
     per_class = [hits / max(1, count) for hits, count in zip(right, counts, strict=True)]

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from tasks.caching.basics import LadderError, clean, told
-from tasks.caching.memory import available_memory
+from tasks.caching.memory import insist_on_room
 from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack
 from tasks.pillow import MAX_PIXELS, read_image, resized
@@ -28,7 +28,6 @@ from tasks.scan import Files, read_files, read_listing
 
 BLOCK_FILES, BLOCK_BYTES = 8192, 4_000_000  # of files read at a time
 LOOKS = 128  # earlier results to search: looking into more takes longer than decoding anew
-LARGE = 64_000_000  # bytes: for less, to ask how much memory there is takes too long
 FEW = 3  # images of another size are told one by one; more of them are summed up
 
 
@@ -197,17 +196,8 @@ class Canvas:
 
 def _room(count: int, shape: tuple[int, ...], like: Path) -> np.ndarray:
     """An array for so many images; LadderError where they would take over half of the memory."""
-    size = count * math.prod(shape)
-    half = available_memory() // 2 if size > LARGE else LARGE
-    if size <= half:
-        return np.empty((count, *shape), np.uint8)
-    shrink = max(2, math.ceil(max(shape) / 256))
-    height, width = (max(1, side // shrink) for side in shape[:2])
-    raise LadderError(
-        f"{clean(like)}: {count:,} images of {_described(shape)} take {size / 1e9:,.1f} GB of "
-        f"memory, and {half / 1e9:,.1f} GB are free for them: ask for a smaller size, such as "
-        f"--size {height}x{width}"
-    )
+    insist_on_room(clean(like), count, shape, 0.5)
+    return np.empty((count, *shape), np.uint8)
 
 
 def _insist_on_size(size: tuple[int, int]) -> None:

@@ -21,6 +21,7 @@ from torch.optim.adamw import adamw
 
 from tasks.building import check_numbers, contents, fill, new_model, seeded
 from tasks.caching.basics import LadderError, write_atomic
+from tasks.caching.memory import insist_on_room
 from tasks.caching.process import CORES
 from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack, Weights
@@ -197,6 +198,7 @@ def draw(digests: np.ndarray) -> np.ndarray:
 def gather(stacks: list[Stack], chosen: list[np.ndarray], shape: Sequence[int]) -> Labelled:
     """The chosen rows of all stacks, copied once; an image's label is its stack's index."""
     rows = [torch.from_numpy(mask).nonzero()[:, 0] for mask in chosen]
+    insist_on_room("to train and measure", sum(map(len, rows)), shape)
     images = torch.empty(sum(map(len, rows)), *shape, dtype=torch.uint8)
     for part, stack, index in zip(images.split([*map(len, rows)]), stacks, rows, strict=True):
         if len(index):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks import baseline as chapter
 from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching.basics import LadderError
 from tasks.caching.store import Stack
@@ -53,6 +54,18 @@ def test_accuracy_weighs_images_and_the_posts_figure_weighs_classes() -> None:
     assert result["mean_of_classes"] == 0.75
     assert result["said"].tolist() == [0, 0, 0, 1, 0]
     assert result["said"].dtype == torch.int32
+
+
+def test_images_are_called_the_same_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (9, 4, 4), generator=generator).byte()
+    means = [torch.rand(4, 4, generator=generator) for _ in range(3)]
+    testing = [stack_of(images[:0]), stack_of(images[:4]), stack_of(images[4:])]
+    whole = baseline.fn(means, testing, ["a", "b", "c"], "mse")
+    monkeypatch.setattr(chapter, "BLOCK", 33)
+    parts = baseline.fn(means, testing, ["a", "b", "c"], "mse")
+    assert whole.pop("said").tolist() == parts.pop("said").tolist()
+    assert whole == parts
 
 
 def test_images_of_another_shape_are_named_instead_of_broadcast() -> None:

@@ -704,18 +704,18 @@ def test_images_that_do_not_fit_in_memory_are_told_before_it_is_taken(
     """They may take half of what is available; nothing is asked where they are small."""
     files = files_of(tmp_path, {f"{i}.png": saved(noise(30, 40, 3, seed=i)) for i in range(10)})
     asked: list[int] = []
-    monkeypatch.setattr(chapter, "available_memory", lambda: asked.append(1) or 71_999)
+    monkeypatch.setattr(remembering, "available_memory", lambda: asked.append(1) or 71_999)
     assert decode(files).images.nbytes == 36_000
     assert not asked
-    monkeypatch.setattr(chapter, "LARGE", 30_000)
+    monkeypatch.setattr(remembering, "LARGE", 30_000)
     says = (
-        "0.png: 10 images of 30 x 40 RGB take 0.0 GB of memory, and 0.0 GB are free for them: "
+        "0.png: 10 images of 30 x 40 take 0.0 GB of memory, and 0.0 GB are free for them: "
         "ask for a smaller size, such as --size 15x20"
     )
     with pytest.raises(LadderError, match=says):
         decode(files)
     assert decode(files, (15, 20)).images.shape == (10, 15, 20, 3)
-    monkeypatch.setattr(chapter, "available_memory", lambda: 72_000)
+    monkeypatch.setattr(remembering, "available_memory", lambda: 72_000)
     assert len(decode(files).images) == 10
 
 
@@ -778,30 +778,30 @@ def test_memory_within_control_groups_and_limits_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both versions of groups, one above another; what a group read of files can be given back."""
-    everything = remembering.available_memory()
-    assert everything > 10**8
-    inner = tmp_path / "job" / "step"
-    inner.mkdir(parents=True)
-    for folder, files in {
-        inner: {"memory.max": "max\n"},
-        inner.parent: {"memory.max": "9000", "memory.current": "5000",
-                       "memory.stat": "anon 1\ninactive_file 700\n"},
-        tmp_path / "memory": {"memory.limit_in_bytes": "6000", "memory.usage_in_bytes": "1000"},
-    }.items():  # fmt: skip
-        folder.mkdir(exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text)
-    text = remembering._text
-    groups = "4:cpu:/\n3:memory:/\n0::/job/step\n"
-    monkeypatch.setattr(remembering, "_GROUPS", tmp_path)
-    monkeypatch.setattr(
-        remembering, "_text", lambda path: groups if path == "/proc/self/cgroup" else text(path)
-    )
-    assert sorted(remembering._groups()) == [4700, 5000]
-    assert remembering.available_memory() == 4700
-    taken = remembering.resource.getrlimit(remembering.resource.RLIMIT_AS)
-    monkeypatch.setattr(remembering.resource, "getrlimit", lambda _kind: (1000, taken[1]))
-    assert remembering.available_memory() == 0
+    assert remembering.available_memory() > 10**8
+    mounts = "1 1 0:1 / /two rw - cgroup2 x rw\n2 1 0:2 / /one rw - cgroup x rw,memory\n"
+    for name, text in {
+        "proc/meminfo": "MemTotal: 9 kB\nMemAvailable:       8 kB\n",
+        "proc/self/statm": "1 1 1",
+        "proc/self/cgroup": "4:cpu:/\n3:memory:/\n0::/job/step\n",
+        "proc/self/mountinfo": mounts,
+        "two/job/step/memory.max": "max\n",
+        "two/job/memory.max": "9000",
+        "two/job/memory.current": "5000",
+        "two/job/memory.stat": "anon 1\ninactive_file 700\n",
+        "one/memory.limit_in_bytes": "6000",
+        "one/memory.usage_in_bytes": "1000",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    left = []
+    for lost in ("two/job/memory.max", "one/memory.limit_in_bytes", "proc/self/cgroup"):
+        left.append(remembering.available_memory(tmp_path))
+        (tmp_path / lost).unlink()
+    assert left == [4700, 5000, 8192]
+    page = remembering.os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(remembering.resource, "getrlimit", lambda _kind: (page + 7, page + 7))
+    assert remembering.available_memory(tmp_path) == 7
 
 
 # Only what is new

@@ -36,8 +36,8 @@ CHAPTERS = [
 ]
 ENGINE = [
     "basics",
-    "memory",
     "cores",
+    "memory",
     "places",
     "locks",
     "records",

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from tasks.building import new_model
+from tasks.caching import memory
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
 from tasks.caching.store import Stack
@@ -421,6 +422,14 @@ def test_sgd_decays_when_asked() -> None:
     OPTIMIZERS["sgd"]([p], 0.5).step(torch.tensor(0.1))
     assert p.item() == pytest.approx(2 - 0.1 * (3 + 0.5 * 2))
     assert p.grad is None
+
+
+def test_images_that_do_not_fit_in_memory_are_told_before_they_are_gathered(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "LARGE", 100)
+    monkeypatch.setattr(memory, "available_memory", lambda: 7679)
+    says = "to train and measure: 120 images of 8 x 8 take .*: ask for a smaller size, such as"
+    with pytest.raises(LadderError, match=says):
+        split(pictures(), pictures(), (8, 8), "testing")
 
 
 def test_a_loss_that_is_no_number_is_said_in_one_line(monkeypatch) -> None:

@@ -34,25 +34,33 @@ def _omp_num_threads() -> list[int]:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The cores' worth of time of each control group that this process is in, up to the topmost."""
+    """The cores' worth of time of each control group that this process is in."""
+    for folder in groups("cpu", root):
+        yield from _quota(folder)
+
+
+def groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """The folders of the control groups that this process is in, each up to the topmost.
+
+    controller: what they are to control where there is a hierarchy for each: cpu, memory.
+    """
     for line in _lines(root / "proc/self/cgroup"):
         # "0::/user.slice" of version 2, "3:cpu,cpuacct:/docker/1f" of version 1
         _number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if not controllers or "cpu" in controllers.split(","):
-            for mount, top in _mounts(root, controllers):
-                for folder in _upward(mount, top, path):
-                    yield from _quota(folder)
+        if not controllers or controller in controllers.split(","):
+            for mount, top in _mounts(root, controller if controllers else ""):
+                yield from _upward(mount, top, path)
 
 
-def _mounts(root: Path, controllers: str) -> Iterator[tuple[Path, str]]:
-    """Where the hierarchy of these controllers is mounted, and which of its groups is there."""
+def _mounts(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
+    """Where the hierarchy of a controller, or of all, is mounted, and which of its groups is."""
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         fields, kind, options = before.split(), after.split()[:1], after.split()[-1:]
-        if len(fields) < 5 or kind != ["cgroup" if controllers else "cgroup2"]:
+        if len(fields) < 5 or kind != ["cgroup" if controller else "cgroup2"]:
             continue
-        if not controllers or "cpu" in options[0].split(","):
+        if not controller or controller in options[0].split(","):
             yield root / fields[4].lstrip("/"), fields[3]
 
 
