@@ -372,7 +372,7 @@ def _read(path: Path, schema: pa.Schema) -> pa.RecordBatch | None:
         batch = pa.ipc.open_file(read_regular(path) or b"").get_batch(0)
         batch.validate(full=True)  # a flipped bit must not lead outside the buffers
         whole = batch.schema == schema and not any(column.null_count for column in batch.columns)
-    except (DamagedError, ValueError, MemoryError, pa.ArrowException):
+    except (DamagedError, OSError, ValueError, MemoryError, pa.ArrowException):
         return None
     return batch if whole and len(batch) else None
 
