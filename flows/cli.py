@@ -528,7 +528,9 @@ def _refuse_bytes(arguments: list[str]) -> None:
     """Raise CycloptsError for an argument that is not text, which nothing here could pass on."""
     for each in arguments:
         if any("\ud800" <= letter <= "\udfff" for letter in each):
-            raise cyclopts.CycloptsError(msg=f"The argument {shown(each)} is not UTF-8 text.")
+            encoding = sys.getfilesystemencoding()
+            said = f"The argument {shown(each)} is no text in this terminal's encoding, {encoding}."
+            raise cyclopts.CycloptsError(msg=said)
 
 
 def start() -> None:
@@ -546,9 +548,9 @@ def briefly(act: Callable[[], object]) -> None:
     status: object = 1
 
     def leave() -> None:
-        with contextlib.suppress(OSError):  # nobody reads on
-            sys.stdout.flush()
-            sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError):  # nobody reads on
+                stream.flush()
         os._exit(status if isinstance(status, int) else int(status is not None))
 
     atexit.register(leave)  # the first to register comes last

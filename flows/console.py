@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, OverflowMethod
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from tasks.caching.basics import printable
@@ -23,8 +26,56 @@ if TYPE_CHECKING:
 
 
 def plain(text: str) -> str:
-    """Text from outside as markup that shows it as it is."""
-    return escape(printable(text))
+    """Text from outside as the terminal can show it; what it has no letters for, in escapes."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+class Terminal(Console):
+    """Rich's console for texts that are to be shown as they are, brackets and colons too."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, which knows how to end."""
+        raise  # noqa: PLE0704 - rich calls this where it has caught the error
+
+
+NAME = 12  # columns that a name keeps in a table, however narrow the terminal
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], best: int = -1) -> None:
+    """A table of names, numbers and notes: where it is too wide names are cut, numbers never.
+
+    The first column holds names, the last notes; between them are numbers.  `best` is the row to
+    show in bold.
+    """
+    console = Terminal(soft_wrap=True)
+    lines = [[plain(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    room = max(NAME, console.width - sum(width + 2 for width in widths[1:]))
+    for number, (name, *numbers, note) in enumerate(lines, -1):
+        cells = [set_cell_size(cut(name, room), min(widths[0], room))]
+        for cell, width in zip(numbers, widths[1:-1], strict=True):
+            cells.append(" " * (width - cell_len(cell)) + cell)
+        style = "bold" if number in (-1, best) else ""
+        console.print("  ".join([*cells, note]).rstrip(), style=style)
+
+
+def padded(name: str, width: int) -> str:
+    """A name filled up to so many columns; a longer one stays whole."""
+    name = plain(name)
+    return name + " " * (width - cell_len(name))
+
+
+def cut(text: str, width: int) -> str:
+    """Text of at most so many columns; what goes is its middle, for names differ at their ends."""
+    if cell_len(text) <= width:
+        return text
+    tail = (width - 3) // 2
+    start, end = set_cell_size(text, width - 3 - tail), set_cell_size(text[::-1], tail)[::-1]
+    return f"{start}...{end}"
 
 
 WIDE = 110  # columns of a terminal from which there is room for what a stage notes
@@ -40,7 +91,9 @@ class Words(ProgressColumn):
     def render(self, task: Task) -> Text:
         """The name of what is done, or its note."""
         words = task.fields["note"] if self._note else task.description
-        return Text(printable(words), no_wrap=True, overflow="ellipsis")
+        # Where there are ASCII letters only, the ellipsis is none of them.
+        overflow: OverflowMethod = "ellipsis" if plain("…") == "…" else "crop"
+        return Text(plain(words), no_wrap=True, overflow=overflow)
 
 
 class Pace(ProgressColumn):
@@ -91,9 +144,10 @@ class Display:
         self.states: dict[str, str] = {}  # stage -> "ran", "cached" or "failed"
         self.audited: list[str] = []  # stages that were computed again and came out the same
         self._said: dict[str, str] = {}  # a reason too long to repeat -> the stage it stands at
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Terminal(stderr=True, quiet=quiet)
+        bars = self._console.is_terminal and not self._console.is_dumb_terminal
         self._progress = Progress(
-            SpinnerColumn(),
+            SpinnerColumn("line" if self._console.options.ascii_only else "dots"),
             Words(),
             BarColumn(bar_width=10),
             Pace(),
@@ -101,7 +155,7 @@ class Display:
             console=self._console,
             expand=True,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not (bars and sys.stderr.isatty()),  # FORCE_COLOR makes no terminal of a file
         )
         self._bars: dict[str, TaskID] = {}
         self._waiting: TaskID | None = None
@@ -128,7 +182,8 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(plain(text), highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # nobody looks on any more; the work goes on
+            self._console.print(plain(text), soft_wrap=True)
 
     def __call__(self, event: str, name: str, **facts: Any) -> None:
         """Take what `tasks.caching.stage` tells its observer."""
@@ -183,11 +238,11 @@ class _Bar:
 
 def print_plan(planned: list[Planned]) -> None:
     """Each stage, what would become of it, what it took the last time, and why."""
-    console = Console(highlight=False, soft_wrap=True)
-    width = max(len(each.stage) for each in planned)
+    console = Terminal(soft_wrap=True)
+    width = min(60, max(cell_len(plain(each.stage)) for each in planned))
     for each in planned:
         seconds = "" if each.seconds is None else f"{each.seconds:.1f} s"
-        line = f"{each.state:8}  {each.stage:{width}}  {seconds:>8}  {'; '.join(each.why)}"
+        line = f"{each.state:8}  {padded(each.stage, width)}  {seconds:>8}  {'; '.join(each.why)}"
         console.print(plain(line.rstrip()), style="dim" if each.state == "cached" else "")
     cached = [each for each in planned if each.state == "cached"]
     saved = sum(each.seconds or 0 for each in cached)
@@ -200,7 +255,7 @@ def print_plan(planned: list[Planned]) -> None:
 
 def print_why(planned: Planned) -> None:
     """All ingredients of a stage's key, each with what it was the last time if it differs."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     look, last = planned.look, planned.last
     if look is None:
         return
@@ -246,12 +301,14 @@ def _ingredients(
 
 def print_store(records: list[Held]) -> None:
     """Each stored result with its key, size, the seconds it took and when it was last of use."""
-    console = Console(highlight=False, soft_wrap=True)
-    width = max((len(each.name) for each in records), default=0)
+    console = Terminal(soft_wrap=True)
+    width = min(60, max((cell_len(plain(each.name)) for each in records), default=0))
     for each in records:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used))
         size, seconds = f"{each.total / 1e6:.1f} MB", f"{each.record.seconds:.1f} s"
-        line = f"{each.name:{width}}  {each.record.key[:8]}  {size:>10}  {seconds:>9}  {used}"
+        line = (
+            f"{padded(each.name, width)}  {each.record.key[:8]}  {size:>10}  {seconds:>9}  {used}"
+        )
         console.print(plain(line))
     files = {name: sign[0] for each in records for name, sign in each.record.files.items()}
     total = (sum(files.values()) + sum(each.size for each in records)) / 1e6
@@ -261,39 +318,26 @@ def print_store(records: list[Held]) -> None:
 def print_ladder(folder: Path) -> None:
     """The ladder of a finished run as a small table, its verdict, and where its report is."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("rung", no_wrap=True)
     unequal = results["health"]["unequal"]
-    for head in ("accuracy", "95 % interval", *(["balanced"] if unequal else []), "seconds"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("")
+    head = ["rung", "accuracy", "95 % interval", *(["balanced"] if unequal else []), "seconds", ""]
 
-    def even(entry: dict[str, Any]) -> list[str]:
-        return [f"{entry['balanced_accuracy']:.2%}"] if unequal else []
+    def row(label: str, entry: dict[str, Any], accuracy: float) -> list[str]:
+        low, high = entry["interval"]
+        even = [f"{entry['balanced_accuracy']:.2%}"] if unequal else []
+        seconds = f"{entry['seconds']:.1f}" if "seconds" in entry else ""
+        note = ", ".join(filter(None, [mark(results, label), "cached" * entry.get("cached", 0)]))
+        return [label, f"{accuracy:.2%}", f"{low:.1%} to {high:.1%}", *even, seconds, note]
 
-    table.add_row("guessing", f"{results['random_baseline']:.2%}")
-    for baseline in results["baselines"]:
-        low, high = baseline["interval"]
-        accuracy, interval = f"{baseline['accuracy']:.2%}", f"{low:.1%} to {high:.1%}"
-        note = mark(results, baseline["label"])
-        table.add_row(baseline["label"], accuracy, interval, *even(baseline), "", note)
-    for rung in results["rungs"]:
-        low, high = rung["interval"]
-        table.add_row(
-            plain(rung["label"]),
-            f"{rung['testing_accuracy']:.2%}",
-            f"{low:.1%} to {high:.1%}",
-            *even(rung),
-            f"{rung['seconds']:.1f}",
-            ", ".join(filter(None, [mark(results, rung["label"]), "cached" * rung["cached"]])),
-            style="bold" if rung["label"] == results["answer"]["best"] else "",
-        )
-    console = Console()
-    console.print(table)
+    guessing = ["guessing", f"{results['random_baseline']:.2%}", *[""] * (len(head) - 2)]
+    baselines = [row(each["label"], each, each["accuracy"]) for each in results["baselines"]]
+    rungs = [row(each["label"], each, each["testing_accuracy"]) for each in results["rungs"]]
+    rows = [guessing, *baselines, *rungs]
+    best = (results["answer"] or {}).get("best")
+    print_table(head, rows, next((n for n, each in enumerate(rows) if each[0] == best), -1))
+    console = Terminal(soft_wrap=True)
     console.print()
-    for line in verdict(results):
-        console.print(plain(line.replace("\xa0", " ")), highlight=False, soft_wrap=True)
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    for line in (*verdict(results), f"report: {folder / 'report.html'}"):
+        console.print(plain(line.replace("\xa0", " ")))
 
 
 def verdict(results: dict[str, Any]) -> list[str]:

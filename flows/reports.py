@@ -11,10 +11,7 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from flows.console import plain
+from flows.console import Terminal, plain, print_table
 from tasks.caching.basics import (
     LadderError,
     data_root,
@@ -187,22 +184,19 @@ def print_comparison(compared: dict[str, Any]) -> None:
     def percent(share: float | None) -> str:
         return "-" if share is None else f"{share:.2%}"
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("rung", no_wrap=True)
-    for head in ("before", "now", "won", "lost"):
-        table.add_column(head, justify="right")
-    table.add_column("moved", no_wrap=True)
+    rows = []
     for row in compared["rows"]:
         won, lost = (str(row["test"][key]) if row["test"] else "" for key in ("won", "lost"))
-        accuracies = percent(row["before"]), percent(row["now"])
-        table.add_row(plain(row["label"]), *accuracies, won, lost, moved(row))
+        rows.append(
+            [row["label"], percent(row["before"]), percent(row["now"]), won, lost, moved(row)]
+        )
     if compared["same_images"]:
         images = "the same testing images, so each rung is held against itself image by image"
     else:
         images = "other testing images, so only intervals that do not touch count as moved"
     changes = [f"{row['label']}: {'; '.join(row['why'])}" for row in compared["rows"] if row["why"]]
-    console = Console()
-    console.print(table)
+    print_table(["rung", "before", "now", "won", "lost", "moved"], rows)
+    console = Terminal(soft_wrap=True)
     console.print()
     for line in (f"{compared['from']} -> {compared['to']}", images, *changes, *compared["differs"]):
-        console.print(plain(line), highlight=False, soft_wrap=True)
+        console.print(plain(line))

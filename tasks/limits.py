@@ -22,7 +22,7 @@ MOST_BYTES = 1_000_000  # of a recipe file
 
 
 class Allowed:
-    """Marks a type for pydantic: the bounds of its values, and in words what they may be.
+    """Marks a type for pydantic: the bounds of its values, and in words what is said of others.
 
     Numbers are taken as they are: no text, no True for 1, no 1.5 for 2.
     """
@@ -42,12 +42,12 @@ class Allowed:
         try:
             return inner(value)
         except ValueError:
-            raise ValueError(f"{shown(value)} is not {self.words}") from None
+            raise ValueError(f"{shown(value)} is {self.words}") from None
 
 
 def whole(least: int, most: int) -> Allowed:
     """Whole numbers, both ends included."""
-    return Allowed(f"a whole number from {least:,} to {most:,}", strict=True, ge=least, le=most)
+    return Allowed(f"not a whole number from {least:,} to {most:,}", strict=True, ge=least, le=most)
 
 
 def number(words: str, **bounds: float) -> Allowed:
@@ -59,7 +59,7 @@ class Text(Allowed):
     """Text that can be passed on to files, to Prefect and to a page."""
 
     def __init__(self, words: str, most: int, least: int = 1) -> None:
-        words = f"{words}, {least or 'at most'}{' to' * bool(least)} {most:,} characters"
+        words = f"not {words}, {least or 'at most'}{' to' * bool(least)} {most:,} characters"
         super().__init__(words, strict=True, min_length=least, max_length=most)
 
     def _or_words(self, value: Any, inner: Any) -> Any:
@@ -71,7 +71,7 @@ class Text(Allowed):
 
 def one_of(*names: str) -> Allowed:
     """One of a few words."""
-    return Allowed(f"one of {', '.join(names)}")
+    return Allowed(f"not one of {', '.join(names)}")
 
 
 EPOCHS = range(1, 10_001)
@@ -81,7 +81,7 @@ Epochs = Annotated[int, whole(EPOCHS[0], EPOCHS[-1])]
 Seed = Annotated[int, whole(0, 2**31 - 1)]
 Validation = Annotated[
     Annotated[float, number("", gt=0, lt=1)] | Literal["testing"],
-    Allowed('a number above 0 and below 1, the share to hold out, or "testing"'),
+    Allowed('neither a fraction between 0 and 1 nor "testing"'),
 ]
 Side = Annotated[int, whole(SIDE[0], SIDE[-1])]
 Size = Annotated[
@@ -97,7 +97,7 @@ Only = Annotated[str, Text('a glob over recipe names such as "linear*"', 200)]
 Refresh = Annotated[
     list[Annotated[str, Text("", 200)]],
     Allowed(
-        'a list of at most 100 globs of 1 to 200 characters over stage names, such as "train*"',
+        'not a list of at most 100 globs of 1 to 200 characters over stage names, such as "train*"',
         max_length=100,
     ),
 ]

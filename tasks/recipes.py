@@ -84,9 +84,9 @@ class Recipe(BaseModel):
     epochs: Epochs = Field(41, description="How often training sees each image")
     batch_size: Annotated[
         Annotated[int, whole(2, 65_536)] | Literal["auto"],
-        Allowed('a whole number from 2 to 65,536, or "auto"'),
+        Allowed('not a whole number from 2 to 65,536, or "auto"'),
     ] = Field(256, description="Images per step; auto is 256, fewer where that makes too few steps")
-    lr: Annotated[float, number("a number above 0, up to 100", gt=0, le=100)] = Field(
+    lr: Annotated[float, number("not a number above 0, up to 100", gt=0, le=100)] = Field(
         1.0, description="Learning rate, at its peak"
     )
     schedule: Annotated[
@@ -96,7 +96,7 @@ class Recipe(BaseModel):
     optimizer: Annotated[Literal["sgd", "adamw"], one_of("sgd", "adamw")] = Field(
         "sgd", description="sgd is written out by hand, adamw is torch's"
     )
-    weight_decay: Annotated[float, number("a number from 0 to 1", ge=0, le=1)] = Field(
+    weight_decay: Annotated[float, number("not a number from 0 to 1", ge=0, le=1)] = Field(
         0.0, description="Each step shrinks the parameters by lr times this"
     )
     init: Annotated[Literal["randn", "default"], one_of("randn", "default")] = Field(
@@ -104,7 +104,7 @@ class Recipe(BaseModel):
         description="Initial weights: randn draws linear layers as the post does, default leaves "
         "all as the model's builder made it, and is what models but linear and mlp start from",
     )
-    label_smoothing: Annotated[float, number("a number from 0 to 0.9", ge=0, le=0.9)] = Field(
+    label_smoothing: Annotated[float, number("not a number from 0 to 0.9", ge=0, le=0.9)] = Field(
         0.0, description="Share of each label that is spread over all classes"
     )
     shift: Annotated[int, whole(0, 16)] = Field(
@@ -244,15 +244,15 @@ class Cross(BaseModel, extra="allow"):
 
     models: Annotated[
         list[Annotated[str, Strict()]],
-        Allowed('a list of models such as ["linear", "mlp"]', min_length=1),
+        Allowed('not a list of models such as ["linear", "mlp"]', min_length=1),
     ]
     losses: Annotated[
         list[Annotated[str, Strict()]],
-        Allowed('a list of losses such as ["cross_entropy"]', min_length=1),
+        Allowed('not a list of losses such as ["cross_entropy"]', min_length=1),
     ] = ["cross_entropy"]
     seeds: Annotated[
         list[Seed],
-        Allowed("a list of whole numbers from 0 to 2,147,483,647, such as [0, 1, 2]", min_length=1),
+        Allowed("not a list of whole numbers from 0, such as [0, 1, 2]", min_length=1),
     ] = [0]
 
 
@@ -290,12 +290,15 @@ def read_toml(data: bytes) -> dict[str, Any]:
     """A TOML file's tables.  Raises LadderError when it cannot be read."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data:
         raise LadderError("not readable as TOML: it is UTF-16 or no text; save it as UTF-8")
+    for place, line in enumerate(data.split(b"\n"), 1):
+        if line.partition(b"#")[0].count(b".") > 100:  # tomllib takes hours over a long dotted key
+            raise LadderError(f"not readable as TOML: line {place} has more than 100 dots")
     try:
         return tomllib.loads(data.decode("utf-8-sig"))  # Windows' editors begin it with a mark
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        place = data[: error.start].count(b"\n") + 1
         raise LadderError(
-            f"not readable as TOML: line {line} is not UTF-8 text; save it as UTF-8"
+            f"not readable as TOML: line {place} is not UTF-8 text; save it as UTF-8"
         ) from None
     except RecursionError:
         raise LadderError("not readable as TOML: brackets lie too deep in each other") from None

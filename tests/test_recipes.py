@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ from pydantic import ValidationError
 
 from tasks.caching.basics import LadderError
 from tasks.recipes import DEFAULTS, Recipe, cross, default_ladder, label, left_out, read_recipes
+
+LINEAR = "[[recipe]]\nmodel = 'linear'\nloss = 'cross_entropy'\n"
 
 
 def quick(model: str = "linear", **fields: Any) -> Recipe:
@@ -145,18 +149,80 @@ def test_recipes_come_from_toml(tmp_path) -> None:
         ("[cross]\nmodels = 'mlp'", "r.toml: cross: models: "),
         ("[cross]\nmodels = ['mlp']\nepoch = 3", "r.toml: cross: unknown field 'epoch'"),
         ("[cross]\nmodels = []", "r.toml: cross: models: [] is not a list of models such as"),
+        ("[cross]\nmodel = 'mlp'", "r.toml: cross: unknown field 'model', did you mean 'models'?"),
+        ("[cross]\nmodels = ['mlp']\nlosses = []", "r.toml: cross: losses: [] is not a list of"),
+        (
+            "[cross]\nmodels = ['mlp']\nseeds = [1.5]",
+            "r.toml: cross: seeds: [1.5] is not a ",
+        ),
+        ("[cross]\nmodels = ['mlp']\nlr = true", "r.toml: cross: lr: True is not a number"),
+        (
+            f"[cross]\nmodels = ['mlp']\nseeds = {[*range(1001)]}",
+            "r.toml: cross: these cross",
+        ),
+        ("[[cross]]\nmodels = ['mlp']", "r.toml: the table to cross is written [cross]"),
+        ("cross = 3", "r.toml: the table to cross is written [cross]"),
+        ("recipe = 3", "r.toml: a recipe's table is written [[recipe]]"),
+        ("recipe = [3]", "r.toml: recipe 1: 3 is not a recipe's fields"),
         ("", "r.toml: no recipes"),
         ("= 3", "r.toml: not readable as TOML: "),
+        (
+            f"{LINEAR}epochs = {'1' * 5000}",
+            "r.toml: not readable as TOML: a number is far",
+        ),
+        (f"{LINEAR}epochs = 1.5", "r.toml: recipe 1: epochs: 1.5 is not a whole number from 1 to"),
+        ("a = " + "[" * 5000, "r.toml: not readable as TOML: brackets lie too deep"),
+        (".".join("a" * 50_000) + " = 1", "r.toml: not readable as TOML: line 1 has more than 100"),
+        (LINEAR.encode("utf-16"), "r.toml: not readable as TOML: it is UTF-16"),
+        (LINEAR.encode("utf-16-be"), "r.toml: not readable as TOML: it is UTF-16"),
+        (b"a = 1\n# caf\xe9", "r.toml: not readable as TOML: line 2 is not UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "r.toml: not readable as TOML: it is UTF-16 or no text"),
     ],
+    ids=lambda text: ascii(text)[:30],
 )
 def test_a_bad_recipe_file_names_its_place(tmp_path, text, message) -> None:
     """One line: the file, the table, the field."""
     file = tmp_path / "r.toml"
-    file.write_text(text)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(LadderError) as error:
         read_recipes(file)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbf" + LINEAR.encode(), LINEAR.encode()])
+def test_windows_recipe_files_are_read(tmp_path, data) -> None:
+    """With the mark that editors put before UTF-8, and with their ends of lines."""
+    file = tmp_path / "r.toml"
+    file.write_bytes(data.replace(b"\n", b"\r\n"))
+    assert read_recipes(file) == [Recipe(model="linear", loss="cross_entropy")]
+
+
+def test_what_is_no_small_file_is_not_read(tmp_path) -> None:
+    """A folder, a pipe that nobody writes to, a gigabyte, a name longer than any, nothing there."""
+    file = tmp_path / "huge.toml"
+    with file.open("wb") as huge:
+        huge.truncate(1 << 30)
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in {
+        file: "has 1,073,741,824 bytes; a recipe file at most 1,000,000",
+        tmp_path / "pipe": "is no file",
+        tmp_path: "is no file",
+        Path("/dev/zero"): "is no file",
+        Path("x" * 5000): "cannot be read: File name too long",
+        tmp_path / "none": "there is no such file",
+    }.items():
+        with pytest.raises(LadderError, match=words) as error:
+            read_recipes(path)
+        assert str(error.value).startswith("--recipes ")
+        assert len(str(error.value)) < 400
+
+
+def test_a_thousand_recipes_have_their_names_at_once() -> None:
+    """In time that grows with their number, not with its square."""
+    recipes = cross(["linear"], ["cross_entropy"], [*range(999)])
+    assert len(label([*recipes, Recipe(model="linear", loss="cross_entropy", lr=0.5)])) == 1000
 
 
 def test_labels_name_only_what_differs() -> None:
