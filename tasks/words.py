@@ -101,14 +101,14 @@ def headline(results: dict[str, Any]) -> str:
         return "No rung was trained."
     if found["too_few"]:
         return "Too few testing images to tell."
-    if found["others_ahead"]:
-        return "Perhaps: not the rung that is best on validation, but another beats the baselines."
     if found["left_out"]:
         return {
             "yes": "What ran beats the baselines; it was not the whole ladder.",
             "unclear": "What ran does not clearly beat the baselines; it was not the whole ladder.",
             "no": "What ran does not beat the baselines; it was not the whole ladder.",
         }[found["verdict"]]
+    if found["others_ahead"]:
+        return "Perhaps: not the rung that is best on validation, but another beats the baselines."
     return {
         "yes": "Yes, machine learning is worth it here.",
         "unclear": f"Perhaps: machine learning is ahead {_how_far(found)}.",
