@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import pty
 import re
@@ -18,13 +19,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from flows import cli
-from flows.console import Display, clock, pace
+from flows.console import Display, clock, pace, print_table
 from flows.ladder import command_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+NO_SCREEN = "there is no screen here: open the file in any browser, or send it\n"
 # Two trainings on a terminal; at "go" one has gone on for a while.
 WATCHED = """
 import signal, time
@@ -82,10 +85,57 @@ def stepladder(
         ("run sample --models resnt18", 1, "unknown model 'resnt18', did you mean 'resnet18'?"),
         ("run sample --models mlp --losses mse", 1, "unknown loss 'mse', choose from"),
         ("run sample --seeds 1", 1, "crossed with --models"),
+        ("plan sample --epochs 10001", 2, "Must be <= 10000."),
+        ("plan sample --epochs 1.5", 2, "--epochs: '1.5' is not a whole number."),
+        (f"plan sample --epochs {'1' * 5000}", 2, "is not a whole number."),
+        ("run sample --audit 1.5", 2, "--audit: '1.5' is not a whole number."),
+        ("plan sample --epochs 2 --epochs 3", 2, "--epochs specified multiple times"),
+        ("run -- -weird", 1, "no dataset '-weird'"),
+        ("run caf\udce9", 2, "'caf\\udce9' is no text in this terminal's encoding"),
+        ("plan sample --models ,", 1, "--models ',' leaves a name out; give it as in linear,mlp"),
+        ("plan sample --models mlp, --losses mse", 1, "--models 'mlp,' leaves a name out"),
+        ("plan sample --models=", 1, "--models '' leaves a name out"),
+        ("plan sample --models mlp --losses=", 1, "--losses '' leaves a name out"),
+        ("plan sample --models mlp --seeds=", 1, "--seeds '' leaves a name out"),
+        ("plan sample --models mlp --seeds -1", 1, "--seeds '-1' are not whole numbers, such as"),
+        ("plan sample --models mlp --seeds 1.5", 1, "--seeds '1.5' are not whole numbers"),
+        ("plan sample --models mlp --seeds 0-3", 1, "--seeds '0-3' are not whole numbers"),
+        (
+            "plan sample --models mlp --seeds 2147483648",
+            1,
+            "seed: 2147483648 is not a whole",
+        ),
+        (f"plan sample --models mlp --seeds {'0,' * 1000}0", 1, "these cross to 1,001 recipes"),
+        ("plan sample --recipes .", 1, "--recipes . is no file"),
+        ("plan sample --recipes=", 1, "--recipes . is no file"),
+        (f"plan sample --size {'1' * 5000}", 1, "(5,000 characters) is no size"),
+        ("plan sample --size 0x0", 1, "--size 0x0 is no size"),
+        ("plan sample --size 28x", 1, "--size 28x is no size"),
+        ("plan sample --size 100000x1", 1, "such as 28x28, each from 1 to 4,096"),
+        ("plan sample --validation=", 1, "--validation '' is neither a fraction between 0 and 1"),
+        ("plan sample --validation nan", 1, "--validation nan is neither"),
+        ("plan sample --validation 1", 1, "--validation 1 is neither"),
+        ("plan sample --validation TESTING", 1, "--validation 'TESTING' is neither"),
+        ("plan sample --only=", 1, "--only '' is not a glob over recipe names"),
+        (f"plan sample --only {'x' * 10_000}", 1, "1 to 200 characters"),
+        ("plan sample --refresh=", 1, "--refresh [''] is not a list of at most 100 globs"),
+        (f"run {'x' * 5000}", 1, "'"),
+        (f"why {'x' * 200_000} sample", 1, "stage: a text of 200,000 characters is not a stage's"),
+        (f"open {'x' * 5000}", 1, "no report"),
+        ("open ~nobody", 1, "no report"),
+        (f"compare {'x' * 300} b", 1, "no report"),
+        ("compare a b c", 2, "There is no place for the argument 'c'."),
+        ("fetch a --from=", 1, "--from '' names nothing"),
+        (f"fetch {'x' * 300}", 1, "cannot name a dataset"),
+        ("cache gc --keep-last 0", 1, "--keep-last is a number from 1"),
+        ("cache gc --keep-last 1.5", 2, "--keep-last: '1.5' is not a whole number."),
+        ("cache gc --max-size=", 1, "'' is no size"),
+        ("cache gc --max-size -1", 1, "'-1' is no size"),
+        (f"cache gc --max-size {'9' * 400}TB", 1, "(402 characters) is no size"),
         ("run sample --models mlp --seeds 0,x", 1, "--seeds '0,x'"),
         ("run sample --recipes none.toml", 1, "--recipes none.toml: there is no such file"),
         ("run sample --size 28", 1, "--size 28 is no size; give HEIGHTxWIDTH, such as 28x28"),
-        ("run sample --validation 2", 1, "--validation 2"),
+        ("run sample --validation 2", 1, "--validation 2 is neither a fraction between 0 and 1"),
         ("plan sample --refresh trian*", 1, "--refresh 'trian*' matches no stage"),
         ("plan sample --only mpl*", 1, "--only 'mpl*' matches no recipe; there are:"),
         ("why trian sample --models mlp", 1, "did you mean"),
@@ -103,6 +153,85 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
     assert said.startswith("stepladder: ")
     assert words in said
     assert said.count("\n") == 1, said
+    assert len(said) < 450, said
+
+
+def test_names_to_cross_may_have_spaces_and_sizes_a_capital() -> None:
+    options = cli.Options(models="linear, mlp", seeds="0, 1", size="28X20")
+    given = options.parameters("sample")
+    assert [(each.model, each.seed) for each in given["recipes"]] == [
+        ("linear", 0), ("linear", 1), ("mlp", 0), ("mlp", 1),
+    ]  # fmt: skip
+    assert given["size"] == (28, 20)
+
+
+def test_what_cannot_be_printed_is_told_of(
+    stepladder: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk ends in one line, a reader that has gone in none, closed output in nothing."""
+    monkeypatch.setattr("flows.reports.open_report", Path)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    full = "stepladder: standard output cannot be written: No space left on device\n"
+    for output, status, words in (
+        (os.fdopen(os.open("/dev/full", os.O_WRONLY), "w"), 1, full),
+        (os.fdopen(theirs, "w"), 128 + signal.SIGPIPE, ""),
+        (None, 0, ""),
+    ):
+        monkeypatch.setattr(sys, "stdout", output)
+        ended, _, said = stepladder("open", "sample")
+        assert (ended, said.replace(NO_SCREEN, "")) == (status, words)
+        with contextlib.suppress(OSError, AttributeError):  # what is left would fail once more
+            output.close()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_the_letters_gets_escapes(
+    stepladder: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    encoding: str,
+) -> None:
+    """Results and mistakes alike: nothing ends a run because it cannot be written."""
+    written = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
+    for name, stream in written.items():
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr("flows.reports.open_report", lambda report: Path(report) / "\u732b")
+    assert stepladder("open", "\u043a\u043e\u0442")[0] == 0
+    assert stepladder("run", "\u043a\u043e\u0442")[0] == 1
+    with Display() as display:
+        display("runs", "decode[training/\u043a]")
+        display("ran", "decode[training/\u043a]", seconds=2, why=("\u043a: 1 added",))
+    print_table(["rung", "accuracy", ""], [["\u043a\u043e\u0442", "97.65%", "cached"]])
+    out, err = (stream.buffer.getvalue().decode("ascii") for stream in written.values())
+    assert out.splitlines()[0] == "\\u043a\\u043e\\u0442/\\u732b"
+    assert out.splitlines()[-1] == "\\u043a\\u043e\\u0442    97.65%  cached"
+    assert "no dataset '\\u043a\\u043e\\u0442'" in err
+    assert "2.0 s  decode[training/\\u043a]  \\u043a: 1 added" in err
+
+
+@pytest.mark.parametrize("columns", [20, 80, None])
+def test_names_shrink_and_numbers_never(
+    columns: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a narrow terminal and in a pipe; two names that differ at their ends still do."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    names = ["mlp, " + "x" * 200 + end for end in (" lr 1.0", " lr 0.5")]
+    names += ["\u732b" * 100, "e\u0301" * 200, "[red]:smile:" * 20, "\x1b[31m" * 40]
+    numbers = ["99.43%", "99.1% to 99.6%", "251.0", "best, cached"]
+    print_table(
+        ["rung", "accuracy", "95 % interval", "seconds", ""], [[n, *numbers] for n in names]
+    )
+    head, *lines = capsys.readouterr().out.splitlines()
+    for line in lines:
+        assert [each for each in numbers if each in line] == numbers
+        assert cell_len(line) == cell_len(lines[0])
+        assert columns == 20 or cell_len(line) <= 80
+        assert line.isprintable()
+    assert lines[0] != lines[1]
+    assert lines[4].startswith("[red]" if columns != 20 else "[red")
+    assert cell_len(head.partition("accuracy")[0]) + 8 == cell_len(lines[2].partition("%")[0]) + 1
 
 
 def test_help_and_version(stepladder: Callable[..., tuple[int, str, str]]) -> None:
@@ -138,6 +267,49 @@ def test_bash_completes_commands_and_options(
     assert completed("run", "--ep") == ["--epochs"]
     assert completed("run", "--device", "") == ["auto", "cpu", "cuda"]
     assert completed("cache", "v") == ["verify"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_still_completes_paths(tmp_path: Path) -> None:
+    """A real bash at its prompt: names of folders go on with a slash, of files with a space."""
+    (tmp_path / "data" / "my pets").mkdir(parents=True)
+    (tmp_path / "data" / "recipes.toml").touch()
+    script = cli.app.generate_completion(shell="bash")
+    (tmp_path / "script").write_text(script + "stepladder() { printf '<%s>' \"$@\"; }\n")
+    typed = {
+        "run ./da\tm\t": "<run><./data/my pets/>",
+        "run --recipes data/r\t--json": "<run><--recipes><data/recipes.toml><--json>",
+        "run --recipes=data/r\t": "<run><--recipes=data/recipes.toml>",
+        "why report da\t": "<why><report><data/>",
+        "fetch a --from da\t": "<fetch><a><--from><data/>",
+        "run --dev\tcp\t": "<run><--device><cpu>",
+        "ca\tver\t": "<cache><verify>",
+    }
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        os.environ |= {"TERM": "dumb", "PS1": "", "INPUTRC": "/dev/null"}
+        os.execvp("bash", ["bash", "--norc", "-i"])
+    for line in (
+        "bind 'set bell-style none'; source ./script",
+        *(f"stepladder {t}" for t in typed),
+    ):
+        os.write(terminal, line.encode() + b"; echo; echo ready\n")
+        shown = ""
+        while not re.search(r"^ready\r?$", shown, re.MULTILINE):
+            shown += os.read(terminal, 65536).decode()
+        if wanted := typed.get(line.removeprefix("stepladder ")):
+            assert wanted in shown
+    os.write(terminal, b"exit\n")
+    os.close(terminal)
+    os.waitpid(process, 0)
+
+
+def test_zsh_completes_paths_too() -> None:
+    """Where a dataset, a report, an archive or recipes come, files are offered."""
+    script = cli.app.generate_completion(shell="zsh")
+    assert len(re.findall(r"'[12]:[^\n]*:_files' ", script)) == 6
+    assert len(re.findall(r"'\*--(recipes|from)\[[^\n]*:_files' ", script)) == 4
 
 
 @pytest.mark.parametrize("columns", [80, 120])
