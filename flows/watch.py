@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.machinery
+import importlib.util
 import os
 import stat
 import sys
@@ -109,6 +110,9 @@ class Watch:
         """Note from here on."""
         self._early = {*sys.modules}
         self._environment = dict(os.environ)
+        self._start()
+
+    def _start(self) -> None:
         _add_hook()
         _WATCHES.append(self)
         os.stat, os.lstat, os.access = _NOTING
@@ -121,6 +125,16 @@ class Watch:
             environ.__class__ = _ENVIRON
         os.stat, os.lstat, os.access = _PLAIN
         _WATCHES.remove(self)
+
+    def _run_again(self, name: str) -> None:
+        """Note what a module asks for that was imported before: beside itself, it is run anew."""
+        spec: Any = importlib.util.find_spec(name)
+        beside = importlib.util.module_from_spec(spec)
+        self._start()
+        try:
+            spec.loader.exec_module(beside)
+        finally:
+            self.end()
 
     def note(self, kind: str, what: str, askers: tuple[str, ...]) -> None:
         """Take down that modules, the innermost first, asked for something."""
@@ -137,10 +151,12 @@ class Watch:
         from tasks.caching import source
 
         ours = _project_modules()
+        names = [name for name in ours.keys() & source.FOLLOWED if not _is_tool(name)]
+        for name in self._early.intersection(names):
+            self._run_again(name)
+        followed = [source.read(name) for name in names]
         asked = {key for key, chains in self._asked.items() if any(map(_counts, chains))}
-        followed = [source.read(name) for name in ours.keys() & source.FOLLOWED
-                    if not _is_tool(name)]  # fmt: skip
-        if any(kind == "opaque" for kind, _ in asked) or _is_doubtful(followed, self._early):
+        if any(kind == "opaque" for kind, _ in asked) or any(map(_calls_what_changes, followed)):
             return None
         named = {
             kind: [what for which, what in asked if which == kind and not _lies(what, apart)]
@@ -194,16 +210,8 @@ def _files(modules: Iterable[ModuleType]) -> Iterator[str]:
             yield file
 
 
-def _is_doubtful(modules: list[Any], early: set[str]) -> bool:
-    """Whether a module's values may come from what nobody noted, or are new each time."""
-    return any(
-        (module.name in early and (module.bindings or module.imports))
-        or _calls_what_changes(module)
-        for module in modules
-    )
-
-
 def _calls_what_changes(module: Any) -> bool:
+    """Whether a module's values may be new each time it is imported."""
     changing = {
         name for name, origins in module.imports.items()
         if any(origin.partition(".")[0] in _CHANGING for origin, _ in origins)

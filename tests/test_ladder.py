@@ -143,6 +143,7 @@ def test_a_second_run_computes_nothing(project: Project) -> None:
     plan, ran = project.plan_and_run()
     assert ran == set()
     assert {each["state"] for each in plan.values()} == {"cached"}
+    assert list((project.data / "cache" / "quick").iterdir()), "the next one takes the short cut"
     after = project.results()
     assert accuracies(after) == accuracies(before)
     assert [rung["cached"] for rung in after["rungs"]] == [True, True, True]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_fingerprint import CACHES, install
+from test_fingerprint import CACHES, ROOT, install
 
-from flows.watch import Seen, Watch
+from flows.watch import Seen, Watch, _calls_what_changes
 from tasks.caching import source as source_of
 
 
@@ -141,15 +141,20 @@ def test_what_no_glance_can_tell_bars_the_short_cut(watched, source: str) -> Non
     assert watched(source) is None
 
 
-def test_what_was_imported_before_bars_the_short_cut(watched, tmp_path: Path) -> None:
-    """As by a `.pth` file: nobody noted what it asked for."""
-    early = {"fpearly": "import os\nK = os.environ['FP_SET']"}
-    assert watched("from fpearly import K", **early) is not None
-    assert watched("import importlib\nimportlib.import_module('fpearly')", **early) is not None
+def test_what_was_imported_before_is_seen_too(watched) -> None:
+    """By the command line, or by a `.pth` file: it is asked once more."""
+    early = {"fpearly": "import os\nK = os.environ['FP_SET'], open('some.txt').read()"}
+    assert watched("import fpearly", **early)
+    module = sys.modules["fpearly"]
     watch = Watch()
     watch.begin()
     watch.end()
-    assert watch.seen() is None
+    seen = watch.seen()
+    assert seen is not None
+    assert "FP_SET" in seen.variables
+    assert sys.modules["fpearly"] is module
+    edit("some.txt")()
+    assert seen.again(os.environ) != seen
 
 
 def test_what_other_people_ask_for_is_not_seen(watched, tmp_path: Path) -> None:
@@ -170,3 +175,9 @@ def test_nothing_is_left_of_the_watch(watched) -> None:
     before = (os.stat, os.lstat, os.access, type(os.environ), type(os.environb))
     assert watched("import os\nK = os.environ['FP_SET'], os.path.exists('some.txt')")
     assert (os.stat, os.lstat, os.access, type(os.environ), type(os.environb)) == before
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tasks").glob("*.py")), ids=lambda path: path.stem)
+def test_no_chapter_bars_the_short_cut(path: Path) -> None:
+    """None calls the clock or the like when it is imported."""
+    assert not _calls_what_changes(source_of.read(f"tasks.{path.stem}"))
