@@ -183,7 +183,7 @@ def test_key_numbers_are_those_of_results_json(browser: Browser, folder: Path) -
     for rung, row in zip(reversed(rungs), rows, strict=False):
         low, high = rung["interval"]
         assert row.split("\t")[1:4] == [
-            rung["label"],
+            rung["label"].removesuffix(", seed 0"),
             percent(rung["testing_accuracy"]),
             f"{100 * low:.2f} to {percent(high)}",
         ]

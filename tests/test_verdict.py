@@ -164,12 +164,12 @@ def test_equal_classes_are_judged_by_accuracy_alone() -> None:
 
 
 def test_scores() -> None:
-    """Recall of each class, their mean, and F1's mean, as scikit-learn's figures on this matrix."""
+    """Recall of each class, their mean, and F1's mean, by their definitions on small matrices."""
     found = scores([[8, 2, 0, 0], [10, 80, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     assert found["per_class"] == [0.8, 80 / 90, None, None]
     assert found["balanced_accuracy"] == pytest.approx(0.844444, abs=1e-6)
     assert found["macro_f1"] == pytest.approx((16 / 28 + 160 / 172) / 2)
-    # A class that is said although there is none of it counts in F1, as there.
+    # A class that is said although there is none of it counts in F1.
     assert scores([[1, 1], [0, 0]])["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
     assert scores([[0, 5], [0, 5]]) == {
         "per_class": [0.0, 1.0], "balanced_accuracy": 0.5, "macro_f1": pytest.approx(1 / 3)
