@@ -58,6 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name no test by a file's bytes, which may hold the time: each process would name another."""
+    return "bytes" if isinstance(val, bytes) else None
+
+
 def memory() -> Path | None:
     """A folder in memory, where there is one with room: a disk that is busy can take minutes."""
     folder = Path("/dev/shm")
