@@ -25,7 +25,7 @@ from tasks.caching import machine
 from tasks.caching.basics import LadderError, clean, data_root, shown
 from tasks.caching.places import Place, candidates, find_place
 from tasks.caching.plan import Planned, asleep
-from tasks.caching.stage import Session, Settings, begin
+from tasks.caching.stage import Session, Settings, begin, matches
 from tasks.decode import decode
 from tasks.fetch import RESERVED, fetch
 from tasks.limits import (
@@ -189,9 +189,17 @@ def command_of(parameters: dict[str, Any]) -> str:
 
 
 def plan(parameters: dict[str, Any]) -> list[Planned]:
-    """What a run with these parameters would do: the flow itself, its stages asleep."""
+    """What a run with these parameters would do: the flow itself, its stages asleep.
+
+    Raises LadderError where that is known to fail, and for a refresh that matches no stage.
+    """
     with asleep() as planned:
         contextvars.copy_context().run(ladder.fn, **parameters)
+    for glob in parameters.get("refresh") or []:
+        if not any(matches(each.stage, glob) for each in planned):
+            raise LadderError(
+                f"--refresh {shown(glob)} matches no stage; `stepladder plan` shows them"
+            )
     return planned
 
 

@@ -21,6 +21,7 @@ from prefect_server import PrefectServer
 from shell import Shell
 from sklearn.datasets import load_digits
 
+from flows.ladder import ladder
 from tasks.caching.stage import limited
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -435,6 +436,33 @@ def _let_a_schedule_fire(url: str, parameters: dict[str, Any]) -> None:
         time.sleep(0.3)
     request = urllib.request.Request(f"{schedules}/{made['id']}", method="DELETE")
     urllib.request.urlopen(request, timeout=30).close()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"epochs": 10**9}, "epochs: 1000000000 is not a whole number from 1 to 10,000"),
+        ({"epochs": "three", "recipes": [{}] * 900}, "recipes: recipe 1"),
+        ({"size": [0, 0]}, "size: [0, 0] is not [height, width]"),
+        ({"size": [100_000, 100_000]}, "size: [100000, 100000] is not [height, width]"),
+        ({"dataset": ""}, "'' names no dataset"),
+        ({"dataset": "x" * 5000}, "(5,000 characters) is not a dataset's name or path"),
+        ({"dataset": "two\nlines"}, "no dataset 'two\\nlines'"),
+        ({"refresh": ["trian*"]}, "--refresh 'trian*' matches no stage"),
+    ],
+)
+def test_a_flow_run_that_cannot_be_fails_in_one_short_line(
+    project: Project, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Any], words: str
+) -> None:
+    """What a form or `deployment run -p` asks for makes its state say why, and trains nothing."""
+    monkeypatch.setenv("STEPLADDER_DATA", str(project.data))
+    url = project.environment["PREFECT_API_URL"]
+    with temporary_settings({PREFECT_API_URL: url}):
+        state = ladder(**{"dataset": "tiny", **parameters}, return_state=True)
+    assert state.is_failed()
+    assert words in state.message
+    assert len(state.message) < 400
+    assert "\n" not in state.message
 
 
 def _of_flow_run(identity: str) -> dict[str, Any]:
