@@ -452,7 +452,6 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
         (bytes(4096), "is blank .zero bytes where an image begins.*bring the image again"),
         (bytes(range(9, 99)), "is damaged .it does not begin like a (PNG|JPEG)"),
     ],
-    ids=str,
 )
 def test_what_is_no_image_of_its_suffix_is_said_to_be_what_it_is(
     data: bytes, says: str, name: str
