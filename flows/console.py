@@ -337,11 +337,12 @@ def print_ladder(folder: Path) -> None:
     console = Terminal(soft_wrap=True)
     console.print()
     for line in (*verdict(results), f"report: {folder / 'report.html'}"):
-        console.print(plain(line.replace("\xa0", " ")))
+        console.print(plain(line))
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
     """What the numbers say, and all that is to be known before they are believed, line by line."""
     left = skipped_in_brief(results["health"]["skipped"])
     said = [results["headline"], *evidence(results)]
-    return [*said, *(f"warning: {each}" for each in results["warnings"]), *([left] if left else [])]
+    said += [f"warning: {each}" for each in results["warnings"]] + [left] * bool(left)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in said]
