@@ -35,6 +35,7 @@ BROKEN = (
     *(ValueError, EOFError, RuntimeError),
 )
 WANTED = "wanted is a dataset as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz"
+NO_DATASET = "it holds no dataset: wanted are training/CLASS/*.png and testing/CLASS/*.png"
 # How files begin that people give instead of an archive.
 SIGNS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself (`git lfs pull` gets it)"),
@@ -47,6 +48,7 @@ SIGNS = (
     (b"\x1f\x9d", "packed with compress"),
     (b"\x04\x22\x4d\x18", "packed with LZ4"),
     (b"LZIP", "packed with lzip"),
+    (b"]\0\0", "packed with the old LZMA"),
     (b"PK", "a zip archive, or a part of one"),
     (b"\x89PNG", "a single PNG image"),
     (b"\xff\xd8\xff", "a single JPEG image"),
@@ -150,7 +152,8 @@ def _dataset_in(folder: Path, files: list[str]) -> Path:
             raise ValueError(f"it holds {len(fits)} datasets ({names}); pack one of them alone")
         nearest = nearest or next((each for each in level if _has_split(each)), None)
         level = [inner for each in level for inner in sorted(each.iterdir()) if inner.is_dir()]
-    nearest = nearest or _innermost(folder)
+    if nearest is None:
+        raise ValueError(f"{NO_DATASET}, found: {_listed(_innermost(folder))}")
     complaint = _complaint(nearest) or ""
     for place, words in ((f"{nearest}/", ""), (str(nearest), "its content")):
         complaint = complaint.replace(place, words)
@@ -306,6 +309,8 @@ def _folded(path: str) -> str:
 
 def _plain_parts(name: str) -> list[str]:
     """The parts of a relative path that stays where it is unpacked; ValueError for any other."""
+    if "\\" in name:
+        raise ValueError(f"{printable(name[:200])} holds a backslash; pack it with / after folders")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if (
         name.startswith("/")
@@ -313,7 +318,7 @@ def _plain_parts(name: str) -> list[str]:
         or ".." in parts
         or not 0 < len(parts) <= MAX_DEPTH
         or any(len(os.fsencode(part)) > 255 for part in parts)
-        or not all(c.isprintable() and c != "\\" for c in name)
+        or not all(c.isprintable() for c in name)
     ):
         raise ValueError(f"{name[:200]!r} is no plain relative name")
     return parts
@@ -348,9 +353,11 @@ def _tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
         is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
         is_sparse = any(key.startswith("GNU.sparse") for key in extended)
         if not is_folder and (kind not in (b"0", b"\0") or is_sparse):
-            raise ValueError(f"{name!r} is neither a regular file nor a folder")
+            raise ValueError(
+                f"{name[:200]!r} is no regular file, but a link or a device; pack it without"
+            )
         if not 0 <= size <= (0 if is_folder else MAX_FILE):
-            raise ValueError(f"{name!r} is too large")
+            raise ValueError(f"{name[:200]!r} is too large")
         extended = {}
         if not is_folder:
             yield name, _exactly(file, size + -size % 512)[:size]
@@ -413,11 +420,17 @@ def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
             if info.is_dir():
                 continue
             if kind not in (0, stat.S_IFREG) or info.orig_filename != info.filename:
-                raise ValueError(f"{info.filename!r} is neither a regular file nor a folder")
+                raise ValueError(
+                    f"{info.filename[:200]!r} is no regular file, but a link or a device; pack it without"
+                )
             if info.file_size > MAX_FILE:
-                raise ValueError(f"{info.filename!r} is too large")
+                raise ValueError(f"{info.filename[:200]!r} is too large")
             if info.flag_bits & 1:
-                raise ValueError(f"{info.filename!r} is locked with a password; pack it without")
+                raise ValueError(
+                    f"{info.filename[:200]!r} is locked with a password; pack it without"
+                )
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{info.filename!r} is packed in an unusual way")
+                raise ValueError(
+                    f"{info.filename[:200]!r} is packed in an unusual way; pack it with deflate"
+                )
             yield info.filename, archive.read(info)

@@ -345,7 +345,7 @@ def test_what_is_no_archive_is_said_to_be_what_it_is(says: str, root: Path) -> N
     ("names", "says"),
     [
         (["img/a.png", "img/b.png", "labels.csv"],
-         "its content has no folder training.*as training/CLASS/.*found: img/, labels.csv"),
+         "it holds no dataset: wanted are training/CLASS/.*found: img/, labels.csv"),
         (["x/y/cat/0.png", "x/y/dog/0.png"], "found: cat/, dog/"),
         (["x/train/cat/0.png", "x/README"], "testing.*found: README, train/"),
         (["w/training/cat/0.png", "w/testing/emu/0.png", "w/testing/cat/0.png", "z/a"],
