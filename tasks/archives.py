@@ -353,9 +353,7 @@ def _tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
         is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
         is_sparse = any(key.startswith("GNU.sparse") for key in extended)
         if not is_folder and (kind not in (b"0", b"\0") or is_sparse):
-            raise ValueError(
-                f"{name[:200]!r} is no regular file, but a link or a device; pack it without"
-            )
+            raise ValueError(f"{name[:200]!r} is a link or a device, no file; pack it without")
         if not 0 <= size <= (0 if is_folder else MAX_FILE):
             raise ValueError(f"{name[:200]!r} is too large")
         extended = {}
@@ -421,7 +419,7 @@ def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
                 continue
             if kind not in (0, stat.S_IFREG) or info.orig_filename != info.filename:
                 raise ValueError(
-                    f"{info.filename[:200]!r} is no regular file, but a link or a device; pack it without"
+                    f"{info.filename[:200]!r} is a link or a device, no file; pack it without"
                 )
             if info.file_size > MAX_FILE:
                 raise ValueError(f"{info.filename[:200]!r} is too large")
