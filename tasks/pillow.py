@@ -40,8 +40,9 @@ COLOURS = {
     4: (2, (8, 16)),
     6: (4, (8, 16)),
 }
-# A JPEG's marker, and fill bytes before it; FF 00 is a byte of its pixels (ITU-T T.81, B.1.1)
-MARKER = re.compile(rb"\xff+([^\x00\xff])")
+# A JPEG's marker, after fill bytes FF; FF 00 is a byte of its pixels (ITU-T T.81, B.1.1)
+MARKER = re.compile(rb"\xff([^\x00\xff])")
+MAX_SCANS = 100  # each goes over the whole image; those that refine it are a dozen
 ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length: TEM, RST0 to RST7, SOI
 FRAMES = {
     **dict.fromkeys((0xC0, 0xC1, 0xC2), "a JPEG"),
@@ -88,8 +89,8 @@ OTHERS = [
     (rb"\x1f\x8b", "packed by gzip"),
     (rb"BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18", "packed"),
     (rb"PK\x03\x04|7z\xbc\xaf|Rar!|.{257}ustar", "an archive"),
-    (rb"(?i)(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*(<!doctype html|<html|<head|<body)", "a web page"),
-    (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype svg|<svg)", "an SVG"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|!--|html|head|body)", "a web page"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype svg|svg)", "an SVG"),
     (rb"(?i)(\xef\xbb\xbf)?\s*<(\?xml|error)", "an XML file"),
     (rb"\x89PNG(\n|\r\r|\r\n\x1a\r|\r\x1a)|(\t|\xc2\x89|\xef\xbf\xbd)PNG", "an image sent as text"),
     (rb"\xc3\xbf\xc3\x98|(\xef\xbf\xbd){3}", "an image sent as text"),
@@ -203,16 +204,24 @@ def _chunks(data: bytes, path: Path) -> list[Chunk]:
                            f"{start:,} is wrong")  # fmt: skip
         chunks.append(Chunk(kind, view[start + 8 : end], view[start : end + 4]))
         start = end + 4
-    kinds = b" ".join([each.kind for each in chunks])
-    if kinds.startswith(b"CgBI"):
+    if chunks[0].kind == b"CgBI":
         raise _unwanted(path, "a PNG for iOS alone (CgBI)")
-    if not re.fullmatch(
-        rb"IHDR( [a-z]\w{3})*( PLTE)?( [a-z]\w{3})*( IDAT)+( [a-z]\w{3})* IEND", kinds
-    ):
+    if not _in_order([each.kind for each in chunks]):
         raise _damaged(path, "chunks are missing, unknown or out of order")
     if len(chunks[0].body) != 13:
         raise _damaged(path, "its header is invalid")
     return chunks
+
+
+def _in_order(kinds: list[bytes]) -> bool:
+    """Whether a PNG begins with its header, and its pixels are there and in one place."""
+    needed = [kind for kind in kinds if not re.fullmatch(rb"[a-z]\w{3}", kind)]
+    pixels = [at for at, kind in enumerate(kinds) if kind == b"IDAT"]
+    return (
+        kinds[0] == b"IHDR"
+        and re.fullmatch(rb"IHDR( PLTE)?( IDAT)+ IEND", b" ".join(needed)) is not None
+        and len(pixels) == pixels[-1] - pixels[0] + 1
+    )
 
 
 def _insist_on_pixels(bodies: Iterable[memoryview], length: int, path: Path) -> None:
@@ -298,19 +307,21 @@ def _insist_on_frame(data: bytes, path: Path) -> None:
 
     Bytes astray between the segments are passed over, as cameras write such and libjpeg does.
     """
-    at, has_frame, has_scan = 2, False, False
+    at, has_frame, scans = 2, False, 0
     while found := MARKER.search(data, at):
         marker, at = found[1][0], found.end()
         if marker == 0xD9:
-            if has_frame and has_scan:
+            if has_frame and scans:
                 return
             raise _damaged(path, f"it ends without {'pixels' if has_frame else 'a header'}")
-        if marker in FRAMES and not has_scan:
+        if marker in FRAMES and not scans:
             has_frame = True
             _insist_on_kind(FRAMES[marker], data[at : at + 8], path)
         if marker not in ALONE:
-            has_scan = has_scan or marker == 0xDA
+            scans += marker == 0xDA
             at += int.from_bytes(data[at : at + 2])
+        if scans > MAX_SCANS:
+            raise _unwanted(path, f"a JPEG of over {MAX_SCANS} scans")
     raise _damaged(path, "it ends too early")
 
 

@@ -766,6 +766,25 @@ def test_too_little_memory_is_not_called_damage(
         decode_rows([PLAIN], ["bad.png"], HERE)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("bad.png", png(header(5, 6), *[chunk(b"tEXt", b"a\0b")] * 20_000), "out of order"),
+        ("bad.png", b"<!---->" * 150 + b"<", "is a web page"),
+        ("bad.jpg", JPEG[:2] + b"\xff" * 200_000 + b"\0" + JPEG[3:-2], "ends too early"),
+        (
+            "bad.jpg",
+            JPEG[:-2] + JPEG[JPEG.index(b"\xff\xda") : -2] * 101 + JPEG[-2:],
+            "of over 100",
+        ),
+    ],
+)
+def test_what_is_made_to_take_long_does_not(name: str, data: bytes, says: str) -> None:
+    """Patterns that would try every division of a file, scans that each go over all pixels."""
+    with pytest.raises(LadderError, match=f"{name}.*{says}"):
+        decode_rows([data], [name], HERE)
+
+
 def test_names_are_told_in_one_line_whatever_is_in_them() -> None:
     name = "a\nb\x1b[31m\u202e.png"
     says = r"training/7/a\\nb\\x1b\[31m\\u202e.png is damaged \(it is empty\): mend or remove it"
