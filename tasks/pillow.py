@@ -42,6 +42,10 @@ COLOURS = {
 }
 # A JPEG's marker, after fill bytes FF; FF 00 is a byte of its pixels (ITU-T T.81, B.1.1)
 MARKER = re.compile(rb"\xff([^\x00\xff])")
+PROGRESSIVE = 0xC2
+# Bytes of no meaning, for a scan that has not come to its end; and for one with restart markers
+NOISE = bytes(at * 97 % 251 for at in range(128))
+FILLER = NOISE + b"".join(b"\xff%c%b" % (0xD0 + number, NOISE) for number in range(8))
 MAX_SCANS = 100  # each goes over the whole image; those that refine it are a dozen
 ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length: TEM, RST0 to RST7, SOI
 FRAMES = {
@@ -292,30 +296,33 @@ def _opaque(image: Image.Image, key: bytes, depth: int, colours: int, path: Path
 def _jpeg(data: bytes, path: Path) -> Image.Image:
     """The image of a JPEG, mode L or RGB.
 
-    A JPEG has no checksum: damage within its scans shows only in its pixels.
+    A JPEG has no checksum: other damage within its scans shows only in its pixels.
     """
-    _insist_on_frame(data, path)
+    kind, end = _frame(data, path)
     image = _loaded(JpegImageFile, data, path)
     if image.mode not in ("L", "RGB"):
         raise _unwanted(path, image.mode)
+    if _may_be_cut(image, kind) and _is_cut(image, data, end, path):
+        raise _damaged(path, "its pixels are incomplete")
     exif = image.info.get("exif")
     return _upright(image, exif) if exif else image
 
 
-def _insist_on_frame(data: bytes, path: Path) -> None:
-    """Walk a JPEG's markers up to its end, which follows its scans, not just a thumbnail's.
+def _frame(data: bytes, path: Path) -> tuple[int, int]:
+    """A JPEG's frame marker and where the end marker is that follows its scans.
 
-    Bytes astray between the segments are passed over, as cameras write such and libjpeg does.
+    A thumbnail has an end of its own, so the markers are walked.  Bytes astray between the segments
+    are passed over, as cameras write such and libjpeg does.
     """
-    at, has_frame, scans = 2, False, 0
+    at, kind, scans = 2, 0, 0
     while found := MARKER.search(data, at):
         marker, at = found[1][0], found.end()
         if marker == 0xD9:
-            if has_frame and scans:
-                return
-            raise _damaged(path, f"it ends without {'pixels' if has_frame else 'a header'}")
+            if kind and scans:
+                return kind, found.start()
+            raise _damaged(path, f"it ends without {'pixels' if kind else 'a header'}")
         if marker in FRAMES and not scans:
-            has_frame = True
+            kind = marker
             _insist_on_kind(FRAMES[marker], data[at : at + 8], path)
         if marker not in ALONE:
             scans += marker == 0xDA
@@ -323,6 +330,30 @@ def _insist_on_frame(data: bytes, path: Path) -> None:
         if scans > MAX_SCANS:
             raise _unwanted(path, f"a JPEG of over {MAX_SCANS} scans")
     raise _damaged(path, "it ends too early")
+
+
+def _may_be_cut(image: Image.Image, kind: int) -> bool:
+    """Whether a scan may have ended before the image: what is missing libjpeg leaves blank.
+
+    Of a progressive JPEG only details may be missing.  An arithmetic-coded one may leave out zeros.
+    """
+    if FRAMES[kind] != "a JPEG":
+        return False
+    width, height = image.size
+    left, top = (min(side - 1, (side - 1) // 8 * 8 + 1) for side in (width, height))
+    corner = np.asarray(image.crop((left, top, width, height)))
+    is_one_block = width * height <= 256
+    return kind == PROGRESSIVE or is_one_block or bool((corner == corner[0, 0]).all())
+
+
+def _is_cut(image: Image.Image, data: bytes, end: int, path: Path) -> bool:
+    """Whether bytes put before a JPEG's end count as pixels: a whole scan has no use for them."""
+    while data[end - 1] == 0xFF:  # fill bytes before the marker
+        end -= 1
+    other = _loaded(JpegImageFile, data[:end] + FILLER + data[end:], path)
+    width, height = image.size
+    boxes = ((0, top, width, min(top + 256, height)) for top in range(0, height, 256))
+    return any(image.crop(box).tobytes() != other.crop(box).tobytes() for box in boxes)
 
 
 def _insist_on_kind(kind: str, frame: bytes, path: Path) -> None:

@@ -418,6 +418,24 @@ def test_a_jpeg_that_is_cut_or_of_another_kind_is_refused(data: bytes, says: str
         decode_rows([data], ["bad.jpg"], HERE)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}], ids=str
+)
+@pytest.mark.parametrize("shape", [(50, 40), (50, 40, 3), (9, 17, 3), (8, 8)], ids=str)
+def test_a_scan_that_ends_before_its_image_is_seen_though_an_end_was_put_after_it(
+    shape: tuple[int, ...], options: dict[str, object]
+) -> None:
+    """What is missing libjpeg leaves blank without a word; a white corner is no such thing."""
+    pixels = noise(*shape)
+    pixels[shape[0] // 2 :] = 255
+    whole = saved(pixels, "JPEG", **options)
+    np.testing.assert_array_equal(decode_rows([whole], ["a.jpg"], HERE)[0], by_pillow(whole))
+    start = whole.index(b"\xff\xda")
+    cut = whole[: start + (len(whole) - start) // 2].removesuffix(b"\xff") + b"\xff\xd9"
+    with pytest.raises(LadderError, match=r"bad.jpg is damaged .(its pixels are inc|it ends too e)"):
+        decode_rows([cut], ["bad.jpg"], HERE)
+
+
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 272\n"
 
 
