@@ -86,8 +86,10 @@ def _check_shape(where: str, shape: torch.Size, expected: torch.Size) -> None:
     if shape != expected:
         raise LadderError(
             f"images in {where} are {list(shape)} and those of the first class {list(expected)} "
-            "[height, width(, colours)]; make them alike, or ask for one with --size"
-        )
+            "[height, width(, colours)]; "
+            + ("make them one size, or ask for one with --size" if len(shape) == len(expected)
+               else "save all images as RGB, or all as greyscale")
+        )  # fmt: skip
 
 
 def mae(images: Tensor, means: Tensor) -> Tensor:

@@ -137,10 +137,12 @@ def common_shape(
     first, shape = next(iter(shapes.items()), ("", ()))
     for name, other in shapes.items():
         if other != shape:
+            same_mode = len(other) == len(shape)
             raise LadderError(
                 f"{name} has images of shape {list(other)}, {first} of {list(shape)}: "
-                f"make them one size and mode, or ask for a size"
-            )
+                + ("make them one size, or ask for one with --size" if same_mode
+                   else "save all images as RGB, or all as greyscale")
+            )  # fmt: skip
     return shape
 
 

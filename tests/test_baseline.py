@@ -73,7 +73,7 @@ def test_images_of_another_shape_are_named_instead_of_broadcast() -> None:
     testing = [stack_of(torch.zeros(1, 2, 2).byte()), stack_of(torch.zeros(3, 1, 2).byte())]
     with pytest.raises(LadderError, match=r"testing/b are \[1, 2\].*--size"):
         baseline.fn(means, testing, ["a", "b"], "mae")
-    with pytest.raises(LadderError, match=r"training/b are \[2\]"):
+    with pytest.raises(LadderError, match=r"training/b are \[2\].*save all images as RGB"):
         baseline.fn([torch.zeros(2, 2), torch.zeros(2)], testing, ["a", "b"], "mae")
 
 

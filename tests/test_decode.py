@@ -432,7 +432,9 @@ def test_a_scan_that_ends_before_its_image_is_seen_though_an_end_was_put_after_i
     np.testing.assert_array_equal(decode_rows([whole], ["a.jpg"], HERE)[0], by_pillow(whole))
     start = whole.index(b"\xff\xda")
     cut = whole[: start + (len(whole) - start) // 2].removesuffix(b"\xff") + b"\xff\xd9"
-    with pytest.raises(LadderError, match=r"bad.jpg is damaged .(its pixels are inc|it ends too e)"):
+    with pytest.raises(
+        LadderError, match=r"bad.jpg is damaged .(its pixels are inc|it ends too e)"
+    ):
         decode_rows([cut], ["bad.jpg"], HERE)
 
 

@@ -179,7 +179,7 @@ def test_validating_on_testing_trains_on_everything() -> None:
         ),
         (
             {"training": [*pictures()[:2], stack(np.zeros((2, 8, 8, 3), np.uint8))]},
-            r"training/c has images of shape \[8, 8, 3\]",
+            r"training/c has images of shape \[8, 8, 3\].*: save all images as RGB, or all as grey",
         ),
         ({"testing": pictures()[:2]}, "one training and one testing stack"),
     ],
