@@ -142,6 +142,7 @@ def stepladder(
         ("open sample", 1, "no report under"),
         ("compare a b", 1, "no report under"),
         ("cache verify", 1, "nothing is cached"),
+        ("fetch nothing", 1, "nothing"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(
@@ -232,6 +233,15 @@ def test_names_shrink_and_numbers_never(
     assert lines[0] != lines[1]
     assert lines[4].startswith("[red]" if columns != 20 else "[red")
     assert cell_len(head.partition("accuracy")[0]) + 8 == cell_len(lines[2].partition("%")[0]) + 1
+
+
+def test_a_gpu_that_is_not_there_is_said(
+    stepladder: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    status, _, said = stepladder("plan", "sample", "--device", "cuda")
+    assert status == 1
+    assert "torch sees no GPU here; use --device auto or cpu" in said
 
 
 def test_help_and_version(stepladder: Callable[..., tuple[int, str, str]]) -> None:

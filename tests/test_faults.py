@@ -38,7 +38,7 @@ from tasks.caching.store import Stack, Store, Weights
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"
-KILLS = 200 if FULL else 5
+KILLS = 200 if FULL else 3
 DAMAGES = 1000 if FULL else 60
 TRAIN = "train[linear, cross_entropy, seed 0]"
 random.seed(int(os.environ.get("STEPLADDER_SEED", "0")))

@@ -295,30 +295,6 @@ def test_a_deleted_report_is_restored_without_computing(project: Project) -> Non
     assert json.loads(Path(done["results"]).read_text())["dataset"]["name"] == "tiny"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["run", "nowhere"], "no dataset 'nowhere'"),
-        (["run", "tiny", "--validation", "2"], "--validation 2 is neither a fraction"),
-        (["run", "tiny", "--only", "nothing*"], "matches no recipe; there are: linear"),
-        (
-            ["run", "tiny", "--models", "resnt18"],
-            "unknown model 'resnt18', did you mean 'resnet18'?",
-        ),
-        (["run", "tiny", "--recipes", "none.toml"], "none.toml"),
-        (["run", "tiny", "--size", "28"], "HEIGHTxWIDTH"),
-        (["run", "tiny", "--device", "cuda"], "no GPU"),
-        (["fetch", "nothing"], "nothing"),
-    ],
-)
-def test_a_mistake_is_one_line_that_names_it(project: Project, arguments, words) -> None:
-    done = project.stepladder(*arguments, ok=False)
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
 def test_a_damaged_image_fails_by_name_and_keeps_the_rest(project: Project) -> None:
     path = next((project.images / "testing" / "0").iterdir())
     whole = path.read_bytes()
