@@ -38,6 +38,7 @@ ENGINE = [
     "basics",
     "cores",
     "memory",
+    "yielding",
     "places",
     "locks",
     "records",

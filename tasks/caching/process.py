@@ -29,6 +29,7 @@ from typing import Any
 from tasks.caching import machine
 from tasks.caching.basics import LadderError, StageError, StoppedError
 from tasks.caching.cores import available
+from tasks.caching.yielding import yield_to_others
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -201,6 +202,7 @@ def _child(
     gc.freeze()  # to look at what was imported would copy it into this process
     gc.enable()
     keep_freed_memory()
+    yield_to_others(cores)
     if root != _ROOT:
         sender.send(("error", f"the fork server runs {_ROOT}, not {root}"))
         return

@@ -35,6 +35,7 @@ from tasks.decode import decode
 from tasks.fetch import fetch
 from tasks.recipes import DEFAULTS, Recipe, default_ladder
 from tasks.scan import Dataset, scan
+from tasks.train import threads
 from tests.benchmarks import naive, ours
 
 HERE = Path(__file__).resolve().parent
@@ -360,6 +361,35 @@ def bench_convnet(place: Place) -> Iterator[Row]:
               len(took), note)  # fmt: skip
 
 
+def bench_busy(place: Place) -> Iterator[Row]:
+    """A step of each kind of training, alone and beside as many busy processes as cores.
+
+    Held against one thread, and against threads that spin as torch's do where nobody looks.
+    """
+    for recipe in default_ladder()[2:]:
+        fixed = recipe.model_copy(update={"batch_size": 256})
+        wanted = threads(recipe.model, CORES.total, "cpu")
+        ways = {"as trained": (wanted, True), "one thread": (1, False), "spinning": (wanted, False)}
+        with contextlib.ExitStack() as stack:
+            pools = [stack.enter_context(ours.processes(1, *way)) for way in ways.values()]
+            for neighbours in (0, CORES.total):
+                with busy(neighbours):
+                    rounds = [
+                        [pool.apply(ours.steps, (fixed, 2.0)) for pool in pools]
+                        for _ in range(place.rounds)
+                    ]
+                columns = [*zip(*rounds, strict=True)]
+                took = [[seconds for seconds, _cpu in column] for column in columns]
+                cpu = [statistics.median(cpu for _seconds, cpu in column) for column in columns]
+                what = f"{recipe.model}, a step beside {neighbours} busy processes"
+                targets = {"one thread": "<= 1.3", "spinning": ""} if neighbours else {
+                    "one thread": "", "spinning": "<= 1.1"}  # fmt: skip
+                for against, other in list(enumerate(ways))[1:]:
+                    note = f"{wanted} threads; CPU {1e3 * cpu[0]:.3g} ms, {1e3 * cpu[against]:.3g}"
+                    yield compared(f"{what} / {other}", targets[other], took[0], took[against],
+                                   note, up=False)  # fmt: skip
+
+
 def bench_cold(place: Place) -> Iterator[Row]:
     """The whole pipeline from nothing, without ResNet18, against the naive script; and its peak."""
     epochs = place.options.epochs
@@ -420,6 +450,18 @@ def budget(place: Place) -> Iterator[Row]:
     for kind, took in stages.items():
         note = "seconds of one core, side by side" if len(took) > 1 else ""
         yield Row(f"part: {kind}, {len(took)} stages", sum(took), None, None, "", 1, note)
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes beside this one, each of which wants a core for itself."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 @contextlib.contextmanager
@@ -532,6 +574,7 @@ BENCHMARKS = {
     "rungs": bench_rungs,
     "resnet18": bench_resnet18,
     "convnet": bench_convnet,
+    "busy": bench_busy,
     "cold": bench_cold,
     "scale": bench_scale,
     "gpu": bench_gpu,

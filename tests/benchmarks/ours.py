@@ -21,6 +21,7 @@ from tasks.building import new_model
 from tasks.caching.process import keep_freed_memory
 from tasks.caching.stage import Run
 from tasks.caching.store import Stack
+from tasks.caching.yielding import yield_to_others
 from tasks.decode import decode
 from tasks.losses import LOSSES
 from tasks.models import MODELS, initialize
@@ -38,16 +39,18 @@ from tasks.train import (
 
 
 @contextmanager
-def processes(count: int, threads: int) -> Iterator[Pool]:
-    """Workers as the engine makes them, with so many torch threads each."""
+def processes(count: int, threads: int, yields: bool = True) -> Iterator[Pool]:
+    """Workers as the engine makes them, with so many torch threads each, which yield to others."""
     context = multiprocessing.get_context("forkserver")
-    with context.Pool(count, _prepare, (threads,)) as pool:
+    with context.Pool(count, _prepare, (threads, yields)) as pool:
         pool.map(time.sleep, [0.5] * count, 1)  # started and imported before anything is timed
         yield pool
 
 
-def _prepare(threads: int) -> None:
+def _prepare(threads: int, yields: bool) -> None:
     keep_freed_memory()
+    if yields:
+        yield_to_others(threads)
     torch.set_num_threads(threads)
 
 
@@ -126,6 +129,16 @@ def step(recipe: Recipe) -> None:
     """One step of a recipe on one batch of noise, as the train stage takes it."""
     way = course(torch.Generator(), recipe, constant, recipe.batch_size, 0)
     _descent(recipe).step(way.order, way.shifts[0], way.rates[0])
+
+
+def steps(recipe: Recipe, seconds: float) -> tuple[float, float]:
+    """Steps for so long; gives how long each took, and how long its threads computed or spun."""
+    step(recipe)
+    count, start, cpu = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - start < seconds:
+        step(recipe)
+        count += 1
+    return (time.perf_counter() - start) / count, (time.process_time() - cpu) / count
 
 
 @flow(name="baselines", task_runner=ThreadPoolTaskRunner(max_workers=64))
