@@ -99,6 +99,26 @@ def check_numbers(model: nn.Module) -> None:
                               "numbers in the builder, for example by torch.zeros")  # fmt: skip
 
 
+def try_out(model: nn.Module, images: Tensor, classes: int) -> None:
+    """See that a model answers with logits that can be trained.  images[B, H, W(, 3)] uint8.
+
+    Raises LadderError for an answer of another kind; what goes wrong in the model is its own.
+    """
+    with seeded(0):
+        logits = model.eval()(images.float().div_(255))
+    wanted = (len(images), classes)
+    if not isinstance(logits, Tensor):
+        raise LadderError(f"the model answers with a {type(logits).__name__}, not with a tensor of "
+                          f"logits of shape {list(wanted)}")  # fmt: skip
+    if logits.shape != wanted or logits.dtype != torch.float32:
+        raise LadderError(f"the model answers {len(images)} images with {logits.dtype} of shape "
+                          f"{list(logits.shape)}, not with torch.float32 logits of {list(wanted)}: "
+                          f"one for each of {classes} classes")  # fmt: skip
+    if not logits.requires_grad:
+        raise LadderError("what the model answers depends on none of its trainable parameters, "
+                          "so there is nothing to train")  # fmt: skip
+
+
 def contents(model: nn.Module) -> dict[str, Tensor]:
     """A copy of each parameter and buffer, those that are not persistent too, on the CPU."""
     tensors = {**dict(model.named_buffers()), **model.state_dict()}

@@ -19,7 +19,7 @@ from numpy.random import SeedSequence
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from tasks.building import check_numbers, contents, fill, new_model, seeded
+from tasks.building import check_numbers, contents, fill, new_model, seeded, try_out
 from tasks.caching.basics import LadderError, write_atomic
 from tasks.caching.memory import insist_on_room
 from tasks.caching.process import CORES
@@ -87,6 +87,7 @@ def train(
     model = new_model(build, shape, len(classes), generator)
     initialize(model, recipe.init, generator)
     check_numbers(model)
+    try_out(model, seen.images[:2], len(classes))
     if run.device == "cuda":  # a CPU wants its weights as `models.Conv` lays them
         model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub
     optimizer = optimize(list(model.parameters()), recipe.weight_decay)
@@ -522,6 +523,9 @@ class AdamW:
             for p, slots in zip(self.parameters, self.slots, strict=True)
             if p.grad is not None
         ]
+        if any(gradient.is_sparse for _, gradient, *_ in used):
+            raise LadderError("adamw takes no sparse gradients: train by sgd, or build "
+                              "nn.Embedding with sparse=False")  # fmt: skip
         parameters, gradients, means, squares, steps = map(list, zip(*used, strict=True))
         adamw(
             parameters, gradients, means, squares, [], steps,

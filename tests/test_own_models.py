@@ -222,6 +222,26 @@ class Keeping(nn.Linear):
         return {"calls": 3}
 
 
+class Answering(nn.Linear):
+    """Says what `answer` makes of its logits."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__(64, 3)
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Any:
+        """images[B, 8, 8] -> anything."""
+        return self.answer(super().forward(x.flatten(1)))
+
+
+class Sparse(nn.Embedding):
+    """Counts pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """images[B, 8, 8] -> logits[B, 3]."""
+        return super().forward((x.flatten(1) * 255).long()).mean(1)
+
+
 WEIGHT = torch.ones(3, requires_grad=True)
 
 
@@ -236,12 +256,20 @@ WEIGHT = torch.ones(3, requires_grad=True)
         (lambda *_: nn.Linear(4, 3, device="meta"), "'weight' is on meta: build it on the CPU"),
         (lambda *_: None, "the model's builder returned NoneType, not an nn.Module"),
         (lambda *_: nn.Linear, "the model's builder returned type, not an nn.Module"),
+        (lambda *_: Answering(lambda y: (y, 1)), r"a tuple, not with a tensor .* shape \[2, 3\]"),
+        (lambda *_: Answering(lambda y: y[:, :2]), r"shape \[2, 2\], .* one for each of 3 classes"),
+        (lambda *_: Answering(lambda y: y.double()), "2 images with torch.float64 of shape"),
+        (lambda *_: Answering(torch.zeros_like), "depends on none of its trainable parameters"),
+        (
+            lambda *_: Sparse(256, 3, sparse=True),
+            "adamw takes no sparse gradients: train by sgd, or",
+        ),
         (lambda *_: Keeping(4, 3), "keeps a dict as '_extra_state', which cannot be stored"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(own, build, message) -> None:
     with pytest.raises(LadderError, match=message) as error:
-        fitted(own(build))
+        fitted(own(build, optimizer="adamw"))
     assert "\n" not in str(error.value)
 
 
