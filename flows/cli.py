@@ -155,7 +155,9 @@ class Options:
 
         crossed = (self.models, self.losses, self.seeds) != (None, None, None)
         if self.recipes and crossed:
-            raise LadderError("--recipes says all there is to train; leave out the names to cross")
+            raise LadderError(
+                "--recipes says what to train; leave out --models, --losses and --seeds"
+            )
         if self.recipes:
             return read_recipes(self.recipes)
         if not crossed:
@@ -397,7 +399,7 @@ def gc(
     if keep_last is None and max_size is None:
         raise LadderError("say what may go: --keep-last N reports, or --max-size 500MB")
     if keep_last is not None and keep_last < 1:
-        raise LadderError("--keep-last is a number from 1")
+        raise LadderError(f"--keep-last is a number from 1, not {keep_last}")
     size = 0 if max_size is None else upkeep.parse_size(max_size)
     freed = upkeep.clear(_store(), keep_last=keep_last or 1, max_size=size)
     print(
@@ -410,7 +412,7 @@ def _store() -> Any:
 
     root = (data_root() / "cache").resolve()
     if not root.is_dir():
-        raise LadderError(f"nothing is cached: there is no {root}")
+        raise LadderError(f"nothing is cached yet: there is no {root}; a run makes it")
     return Store(root)
 
 

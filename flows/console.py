@@ -36,6 +36,7 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+        self.width = self.width or 80  # COLUMNS=0 would show nothing at all
 
     def on_broken_pipe(self) -> None:
         """Leave it to the command line, which knows how to end."""

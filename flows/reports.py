@@ -56,7 +56,8 @@ def find_report(run: str = "") -> Path:
         raise LadderError(f"{shown(run)} begins {len(found)} runs; say more of it, as in {names}")
     known = [name for each in runs for name in (each.parent.name, each.name)]
     near = difflib.get_close_matches(run, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(dict.fromkeys(known))}"
+    names = ", ".join([*dict.fromkeys(known)][-12:])
+    hint = f"did you mean '{near[0]}'?" if near else f"the last are: {names}"
     raise LadderError(f"no report of a run {shown(run)}; {hint}")
 
 

@@ -210,13 +210,13 @@ def test_a_terminal_without_the_letters_gets_escapes(
     assert "2.0 s  decode[training/\\u043a]  \\u043a: 1 added" in err
 
 
-@pytest.mark.parametrize("columns", [20, 80, None])
+@pytest.mark.parametrize("columns", [0, 20, 80, None])
 def test_names_shrink_and_numbers_never(
     columns: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a narrow terminal and in a pipe; two names that differ at their ends still do."""
     monkeypatch.delenv("COLUMNS", raising=False)
-    if columns:
+    if columns is not None:
         monkeypatch.setenv("COLUMNS", str(columns))
     names = ["mlp, " + "x" * 200 + end for end in (" lr 1.0", " lr 0.5")]
     names += ["\u732b" * 100, "e\u0301" * 200, "[red]:smile:" * 20, "\x1b[31m" * 40]
