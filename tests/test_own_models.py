@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -317,3 +318,12 @@ def test_an_own_model_that_diverges_says_so(own) -> None:
     recipe = own(lambda *_: Exploding(64, 3), lr=100)
     with pytest.raises(LadderError, match="train own, cross_entropy, seed 3 diverged in epoch 1"):
         fitted(recipe)
+
+
+@pytest.mark.parametrize("model", ["linear", "own"])
+def test_no_training_imports_a_compiler(own, monkeypatch, model) -> None:
+    """Torch's takes a second or more to import, which each body would wait for."""
+    for name in ("torch._dynamo", "torch._inductor", "sympy"):
+        monkeypatch.setitem(sys.modules, name, None)  # so that importing it is an error
+    recipe = own(everything, optimizer="adamw")
+    load_model(*fitted(recipe.model_copy(update={"model": model}))["weights"])
