@@ -57,7 +57,7 @@ def find_report(run: str = "") -> Path:
     known = [name for each in runs for name in (each.parent.name, each.name)]
     near = difflib.get_close_matches(run, known, n=1)
     names = ", ".join([*dict.fromkeys(known)][-12:])
-    hint = f"did you mean '{near[0]}'?" if near else f"the last are: {names}"
+    hint = f"did you mean '{near[0]}'?" if near else f"there are: {names}"
     raise LadderError(f"no report of a run {shown(run)}; {hint}")
 
 
