@@ -107,7 +107,7 @@ def entries(folder: Path, place: str) -> Entries:
                     junk.append(entry.name)
                 else:
                     (folders if _is_folder(entry) else files).append(entry.name)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise LadderError(
             f"{clean(folder)}: no such folder; give a dataset's folder, or fetch one first"
         ) from None

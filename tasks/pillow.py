@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngImageFile
 from tasks.caching.basics import LadderError, clean
 from tasks.png import SIGNATURE
 
-MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack
+MAX_PIXELS, MAX_SIDE = 64_000_000, 65_535  # a larger image is a mistake or an attack
 NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # what makes a PNG's pixels
 PIECE = 1_000_000  # bytes inflated at a time
 # First column and row, and steps across and down, of an interlaced PNG's passes (its section 8)
@@ -405,13 +405,14 @@ def _upright(image: Image.Image, exif: bytes) -> Image.Image:
 
 
 def insist_on_size(width: int, height: int, path: Path) -> None:
-    """Raise LadderError for an image of no pixels or too many."""
+    """Raise LadderError for an image of no pixels or too many, or too long to be resized."""
     if not width * height:
         raise _damaged(path, f"its header says {height} x {width} pixels")
-    if width * height > MAX_PIXELS:
+    many, long = width * height > MAX_PIXELS, max(width, height) > MAX_SIDE
+    if many or long:
+        most = f"{MAX_PIXELS:,} pixels" if many else f"{MAX_SIDE:,} pixels a side"
         raise LadderError(
-            f"{clean(path)} is {height} x {width}; at most {MAX_PIXELS:,} pixels are read: shrink "
-            "it or remove it"
+            f"{clean(path)} is {height} x {width}; at most {most} are read: shrink it or remove it"
         )
 
 

@@ -27,8 +27,8 @@ from tasks import decode as chapter
 from tasks import pillow
 from tasks import scan as scanning
 from tasks.caching import memory as remembering
-from tasks.caching.basics import LadderError, told
-from tasks.caching.stage import Run
+from tasks.caching.basics import LadderError, StageError, told
+from tasks.caching.stage import Run, Session, Settings
 from tasks.caching.store import Stack
 from tasks.decode import decode_rows
 from tasks.pillow import ADAM7
@@ -625,6 +625,7 @@ def test_a_jpegs_thumbnail_and_fill_bytes_do_no_harm() -> None:
         (JPEG, "is a JPEG: rename it to .jpg"),
         (png(header(9000, 9000), IDAT), "is 9000 x 9000; at most 64,000,000 pixels"),
         (png(header(2**31 - 1, 2**31 - 1), IDAT), "at most 64,000,000 pixels"),
+        (png(header(1, 65_536), IDAT), "is 65536 x 1; at most 65,535 pixels a side are read"),
     ],
 )
 def test_other_kinds_of_images_are_refused_with_what_to_do(
@@ -690,6 +691,24 @@ def test_those_of_several_folders_are_counted_together() -> None:
         *(f"a{i}" for i in range(20)), "and 2,011 more"
     ]  # fmt: skip
     assert told(["only\nthese"]) == "only\nthese"
+
+
+def test_the_run_ends_with_the_bad_files_of_all_its_folders() -> None:
+    """A stage's own failure is told whole; what could not begin for it is not told."""
+    session = Session(Settings(cache="", dataset=""), None)
+    errors = [LadderError(told(f"decode[{c}]: {c}{i}" for i in range(15))) for c in "ab"]
+    for error in (*errors, StageError("Traceback\n" + "line\n" * 30 + "end"), None):
+        state = mock.Mock()
+        state.is_failed.return_value = error is not None
+        state.is_crashed.return_value = False
+        state.result.return_value = error
+        session.futures.append(mock.Mock(state=state))
+    with pytest.raises(LadderError) as caught:
+        session.finish(None)
+    lines = str(caught.value).split("\n")
+    assert lines[:32] == ["Traceback", *["line"] * 30, "end"]
+    assert lines[32:] == [*(f"decode[a]: a{i}" for i in range(15)),
+                          *(f"decode[b]: b{i}" for i in range(5)), "and 10 more"]  # fmt: skip
 
 
 def test_grey_among_colour_is_said_to_be_that_with_and_without_a_size(tmp_path: Path) -> None:

@@ -256,6 +256,8 @@ def test_all_mistakes_are_told_at_once_in_one_line_each(
 
 def test_the_folder_that_was_meant_is_named(write_dataset: Write, root: Path) -> None:
     path = write_dataset()
+    with pytest.raises(LadderError, match=r"0.png: no such folder; give a dataset's folder"):
+        scan(path / "training" / "cat" / "0.png", root)
     for given in (path.parent, path / "training", path / "training" / "cat"):
         with pytest.raises(LadderError, match=f"a dataset is laid out as .*; {path} is"):
             scan(given, root)
