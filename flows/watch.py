@@ -84,7 +84,8 @@ def importable(path: str) -> Any:
     for name in names:
         whole = f"{path or '.'}/{name}"
         if name.endswith("-info"):
-            found.append((name, row_of(f"{whole}/METADATA") or row_of(f"{whole}/PKG-INFO")))
+            told = row_of(f"{whole}/METADATA") or row_of(f"{whole}/PKG-INFO")
+            found.append((name, told or row_of(whole)))
         elif name.endswith((".pth", ".egg-link")) or name.startswith("__editable__"):
             found.append((name, row_of(whole)))
         elif name[len(name.partition(".")[0]) :] in _IMPORTABLE and name != "__pycache__":
@@ -100,8 +101,7 @@ class Watch:
     """Notes what is asked for between `begin` and `end`."""
 
     def __init__(self) -> None:
-        # "path", "folder", "variable" or "opaque", and which; with who asked, and what it was
-        self._asked: dict[tuple[str, str], set[tuple[str, ...]]] = {}
+        # "path", "folder", "variable" or "opaque", and which; with what it was
         self._was: dict[tuple[str, str], Any] = {}
         self._early: set[str] = set()
         self._environment: dict[str, str] = {}
@@ -113,6 +113,7 @@ class Watch:
         self._start()
 
     def _start(self) -> None:
+        _PARTS.clear()
         _add_hook()
         _WATCHES.append(self)
         os.stat, os.lstat, os.access = _NOTING
@@ -136,10 +137,9 @@ class Watch:
         finally:
             self.end()
 
-    def note(self, kind: str, what: str, askers: tuple[str, ...]) -> None:
-        """Take down that modules, the innermost first, asked for something."""
+    def note(self, kind: str, what: str) -> None:
+        """Take down that something was asked for, and what it is, the first time."""
         key = kind, str(Path(what).absolute()) if kind in ("path", "folder") else what
-        self._asked.setdefault(key, set()).add(askers)
         if key not in self._was:
             self._was[key] = {"path": row_of, "folder": _names}.get(kind, str)(key[1])
 
@@ -155,11 +155,13 @@ class Watch:
         for name in self._early.intersection(names):
             self._run_again(name)
         followed = [source.read(name) for name in names]
-        asked = {key for key, chains in self._asked.items() if any(map(_counts, chains))}
-        if any(kind == "opaque" for kind, _ in asked) or any(map(_calls_what_changes, followed)):
+        if any(kind == "opaque" for kind, _ in self._was) or any(
+            map(_calls_what_changes, followed)
+        ):
             return None
         named = {
-            kind: [what for which, what in asked if which == kind and not _lies(what, apart)]
+            kind: [what for which, what in self._was
+                   if which == kind and not any(Path(what).is_relative_to(each) for each in apart)]
             for kind in ("path", "folder", "variable")
         }  # fmt: skip
         files = {*named["path"], *_files(ours.values()), *_named_files(followed)}
@@ -172,11 +174,6 @@ class Watch:
             for what, now in states.items()
         )
         return found if same else None
-
-
-def _lies(path: str, apart: tuple[Path, ...]) -> bool:
-    """Whether something lies where it is looked at anyway: distributions are, on `sys.path`."""
-    return "-info/" in path or any(Path(path).is_relative_to(each) for each in apart)
 
 
 # What the project is, for when all of it is imported
@@ -195,13 +192,6 @@ def _project_modules() -> dict[str, ModuleType]:
 
 def _is_tool(name: str) -> bool:
     return f"{name}.".startswith(tuple(f"{each}." for each in _TOOLS))
-
-
-def _counts(askers: tuple[str, ...]) -> bool:
-    from tasks.caching import source
-
-    mine = next((name for name in askers if source.is_ours(name)), None)
-    return mine is not None and not _is_tool(mine)
 
 
 def _files(modules: Iterable[ModuleType]) -> Iterator[str]:
@@ -247,46 +237,54 @@ def _tell(kind: str, what: Any, frame: FrameType | None) -> None:
     """Tell those who watch, unless the command line, the engine or nobody of ours asked."""
     if not _WATCHES or getattr(_TELLING, "now", False):
         return
-    askers = tuple(_askers(frame))
-    if all(_is_tool(name) or name in sys.stdlib_module_names for name in askers):
-        return
     _TELLING.now = True
     try:
-        for watch in _WATCHES:
-            watch.note(kind, os.fsdecode(what), askers)
+        if _asks(frame):
+            for watch in _WATCHES:
+                watch.note(kind, os.fsdecode(what))
     except (OSError, TypeError, ValueError):  # nothing that has a name
         pass
     finally:
         _TELLING.now = False
 
 
-def _askers(frame: FrameType | None) -> Iterator[str]:
-    """The modules on the stack, the innermost first, up to an import or one of this project's."""
-    last = __name__
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
-        name = str(frame.f_globals.get("__name__"))
-        if name not in (last, __name__):
-            yield name
-            if name.partition(".")[0] in ("flows", "tasks"):
-                return
-        last = name
+def _asks(frame: FrameType | None) -> bool:
+    """Whether the innermost project module on the stack, up to an import, is one that counts."""
+    while frame is not None:
+        name = frame.f_globals.get("__name__")
+        part = _PARTS.get(name)
+        if part is None:
+            part = _PARTS[name] = _part_of(str(name))
+        if part != "other":
+            return part == "counts"
         frame = frame.f_back
+    return False
+
+
+def _part_of(name: str) -> str:
+    from tasks.caching import source
+
+    if name.startswith("importlib._bootstrap"):
+        return "import"
+    if name == __name__ or not source.is_ours(name.partition(".")[0]) or not source.is_ours(name):
+        return "other"
+    return "tool" if _is_tool(name) else "counts"
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _WATCHES:
+    kind = _EVENTS.get(event)
+    if kind is None or not _WATCHES:
         return
+    what = arguments[0] if arguments else None
     if event == "open":
-        path, mode, flags = arguments
+        _path, mode, flags = arguments
         # A name alone for os.open is most often one in an open folder, as when images are read.
-        inner = mode is None and isinstance(path, str) and not path.startswith("/")
-        if not isinstance(path, int) and not inner and flags & os.O_ACCMODE != os.O_WRONLY:
-            _tell("path", path, sys._getframe(1))
-    elif event in ("os.listdir", "os.scandir"):
-        if not isinstance(arguments[0], int):
-            _tell("folder", arguments[0] or ".", sys._getframe(1))
-    elif event in _OPAQUE:
-        _tell("opaque", event, sys._getframe(1))
+        inner = mode is None and isinstance(what, str) and not what.startswith("/")
+        if inner or flags & os.O_ACCMODE == os.O_WRONLY:
+            return
+    if not isinstance(what, int):
+        told = event if kind == "opaque" else what or "."
+        _tell(kind, told, sys._getframe(1))
 
 
 @functools.cache
@@ -324,6 +322,10 @@ def _noting(function: Callable[..., Any]) -> Callable[..., Any]:
     return asked
 
 
+_EVENTS = {"open": "path", "os.listdir": "folder", "os.scandir": "folder"} | dict.fromkeys(
+    _OPAQUE, "opaque"
+)
+_PARTS: dict[Any, str] = {}  # of each module's name
 _WATCHES: list[Watch] = []
 _TELLING = threading.local()
 _NOTING: Any = tuple(map(_noting, _PLAIN))

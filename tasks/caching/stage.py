@@ -425,7 +425,10 @@ def run_body(
     stage: Stage[Any, Any] = getattr(importlib.import_module(module), name)
     look = stage.look(arguments)
     if look.key != key:
-        raise LadderError("its code changed while the run went on; run again")
+        raise LadderError(
+            "its code changed while the run went on, or a module's value is another each time it "
+            "is imported (a set's order, the time); run again, and if this stays, mend that"
+        )
     store = Store(Path(settings.cache))
     loaded = {name: _load(item, store.root) for name, item in arguments.items()}
     seen: set[str] = set()
