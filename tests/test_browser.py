@@ -122,7 +122,7 @@ def visit(browser: Browser, page: Path, size: str, scheme: Any) -> tuple[Tab, li
     context.on("console", lambda message: wrong.append(f"console: {message.text}"))
     context.on("weberror", lambda error: wrong.append(f"error: {error.error}"))
     context.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
-    context.on("request", lambda request: wrong.append(request.url[:99]))
+    context.on("request", lambda request: wrong.append(request.url[:999]))
     context.add_init_script(WATCH_SHIFTS)
     tab = context.new_page()
     tab.goto(page.as_uri())

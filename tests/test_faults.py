@@ -30,6 +30,7 @@ import numpy as np
 import pytest
 import torch
 from climbing import FIGURES, climb, write_tiny
+from prefect_server import errors_of
 
 from tasks.caching.basics import DamagedError, LadderError, StageError
 from tasks.caching.records import checked, digest_of
@@ -549,14 +550,7 @@ def test_a_killed_prefect_server_costs_no_finished_stage(tiny: Runner, tmp_path:
     shutil.rmtree(tiny.cache, ignore_errors=True)
     run = stepladder(tiny, tmp_path, epochs=3000)
     wait_for_baselines(tiny, run)
-    servers = [
-        pid
-        for pid in descendants(run.pid)
-        if b"flows/server.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    assert servers
-    for pid in servers:
-        os.kill(pid, signal.SIGKILL)
+    os.kill(server_of(run), signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         run.communicate(timeout=60)
     run.kill()
@@ -577,6 +571,7 @@ def test_a_stopped_run_ends_at_once_and_whole(tiny: Runner, tmp_path: Path, numb
     run = stepladder(tiny, tmp_path, epochs=9000)
     wait_for_baselines(tiny, run)
     children = descendants(run.pid)
+    server_of(run)
     os.kill(run.pid, number) if number == signal.SIGTERM else os.killpg(run.pid, number)
     start = time.monotonic()
     printed, errors = run.communicate(timeout=20)
@@ -602,6 +597,17 @@ def stepladder(tiny: Runner, home: Path, epochs: int) -> subprocess.Popen[str]:
         [*command, "--epochs", str(epochs)], env=environment, cwd=ROOT, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def server_of(run: subprocess.Popen[str]) -> int:
+    """The process of a run's temporary server, which has logged no error by now."""
+    [server] = [
+        pid
+        for pid in descendants(run.pid)
+        if b"flows/server.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert errors_of(server) == []
+    return server
 
 
 def wait_for_baselines(tiny: Runner, run: subprocess.Popen[str]) -> None:
