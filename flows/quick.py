@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.watch import Seen, Watch, importable
+from tasks.caching import cores
 from tasks.caching.basics import DamagedError, LadderError, pointed_at, read_regular, write_atomic
 
 _LARGEST = 1 << 24  # bytes of a memory: a name for each stage
@@ -139,8 +140,14 @@ def _here() -> list[Any]:
     except OSError:  # it is gone
         folder = ""
     machine = os.uname()
-    cores = len(os.sched_getaffinity(0))
-    return [folder, sys.executable, machine.nodename, machine.machine, os.getuid(), cores]
+    return [
+        folder,
+        sys.executable,
+        machine.nodename,
+        machine.machine,
+        os.getuid(),
+        cores.available(),
+    ]
 
 
 def mark_cached(folder: Path) -> bool:
