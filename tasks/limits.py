@@ -87,7 +87,7 @@ Side = Annotated[int, whole(SIDE[0], SIDE[-1])]
 Size = Annotated[
     tuple[Side, Side],
     Allowed(
-        f"[height, width] in pixels, whole numbers from {SIDE[0]} to {SIDE[-1]:,}, as [28, 28]"
+        f"not [height, width] in pixels, whole numbers from {SIDE[0]} to {SIDE[-1]:,}, as [28, 28]"
     ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], one_of("auto", "cpu", "cuda")]
