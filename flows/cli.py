@@ -29,7 +29,6 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows.quick import Memory, mark_cached
-from tasks import limits
 from tasks.caching.basics import (
     LadderError,
     StageError,
@@ -41,9 +40,15 @@ from tasks.caching.basics import (
     unreadable,
 )
 from tasks.caching.places import Place, find_place, insist_on_name
-from tasks.limits import EPOCHS, SIDE, Device, allowed, read_small
+from tasks.rungs import limits
+from tasks.rungs.limits import EPOCHS, SIDE, Device, allowed, read_small
 
-CHAPTERS = ("tasks.decode", "tasks.baseline", "tasks.train", "tasks.report")  # those with stages
+CHAPTERS = (  # those with stages
+    "tasks.images.decode",
+    "tasks.rungs.baseline",
+    "tasks.rungs.train",
+    "tasks.report.page",
+)
 
 
 class _App(cyclopts.App):
@@ -151,7 +156,7 @@ class Options:
         return shlex.join(words)
 
     def _recipes(self) -> list[Any] | None:
-        from tasks.recipes import cross, read_recipes
+        from tasks.rungs.recipes import cross, read_recipes
 
         crossed = (self.models, self.losses, self.seeds) != (None, None, None)
         if self.recipes and crossed:
@@ -268,7 +273,7 @@ def _run(
     audited = random.sample(hits, min(audit, len(hits)))
     if all(each.state == "cached" for each in planned) and not audited:
         from tasks.caching.store import Store
-        from tasks.publish import place as put
+        from tasks.report.publish import place as put
 
         store = Store((data_root() / "cache").resolve())
         place = find_place(parameters["dataset"], parameters["name"])
@@ -430,7 +435,7 @@ def fetch(
     """Bring a dataset under the data root: checked, then unpacked."""
     from flows.console import Display
     from tasks.caching.stage import Run
-    from tasks.fetch import fetch as bring
+    from tasks.images.fetch import fetch as bring
 
     if source in ("", Path()):
         raise LadderError("--from '' names nothing; give an archive's path or URL")

@@ -18,7 +18,7 @@ from rich.table import Column
 from rich.text import Text
 
 from tasks.caching.basics import printable
-from tasks.words import evidence, mark, skipped_in_brief
+from tasks.report.words import evidence, mark, skipped_in_brief
 
 if TYPE_CHECKING:
     from tasks.caching.plan import Planned

@@ -20,15 +20,18 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching import machine
 from tasks.caching.basics import LadderError, clean, data_root, shown
 from tasks.caching.places import Place, candidates, find_place
 from tasks.caching.plan import Planned, asleep
 from tasks.caching.stage import Session, Settings, begin, matches
-from tasks.decode import decode
-from tasks.fetch import RESERVED, fetch
-from tasks.limits import (
+from tasks.images.decode import decode
+from tasks.images.fetch import RESERVED, fetch
+from tasks.images.scan import scan
+from tasks.report.page import report
+from tasks.report.publish import announce, publish
+from tasks.rungs.baseline import DISTANCES, baseline, mean
+from tasks.rungs.limits import (
     Command,
     Dataset,
     Device,
@@ -41,11 +44,8 @@ from tasks.limits import (
     allowed,
     within_limits,
 )
-from tasks.publish import announce, publish
-from tasks.recipes import Recipe, Recipes, default_ladder, label, left_out
-from tasks.report import report
-from tasks.scan import scan
-from tasks.train import train
+from tasks.rungs.recipes import Recipe, Recipes, default_ladder, label, left_out
+from tasks.rungs.train import train
 
 PLANNED: ContextVar[list[Planned] | None] = ContextVar("planned", default=None)  # of this run
 

@@ -220,7 +220,7 @@ def _calls_what_changes(module: Any) -> bool:
 def _named_files(modules: list[Any]) -> Iterator[str]:
     """Files that texts of the sources name: compiled code opens them without a word to Python."""
     for module in modules:
-        places = (Path(module.path).parent, Path(module.path).parents[1], Path())
+        places = (*Path(module.path).parents[:3], Path())
         nodes = (node for nodes in module.bindings.values() for each in nodes
                  for node in ast.walk(each))  # fmt: skip
         texts = {node.value for node in nodes if isinstance(node, ast.Constant)}

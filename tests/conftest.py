@@ -15,7 +15,7 @@ from PIL import Image
 from prefect_server import PrefectServer
 from shell import Shell
 
-from tasks.fetch import fetch
+from tasks.images.fetch import fetch
 
 MNIST = Path(__file__).parents[2] / "shared" / "mnist_png.tgz"
 MNIST_SHA256 = "b9ddb3f9e8d8ec92b0771df035e9bb4bf7b447bff3b0a5bcb7d97d0256a6f599"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import baseline as chapter
-from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching.basics import LadderError
 from tasks.caching.store import Stack
-from tasks.decode import decode
-from tasks.scan import scan
+from tasks.images.decode import decode
+from tasks.images.scan import scan
+from tasks.rungs import baseline as chapter
+from tasks.rungs.baseline import DISTANCES, baseline, mean
 
 # Accuracy per digit 0..9 of the post's nearest mean, reproduced with the post's own method.
 POST = {

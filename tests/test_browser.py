@@ -17,15 +17,15 @@ from PIL import Image
 from test_publish import Stored
 from test_report import HOSTILE, climb
 
-from tasks.baseline import DISTANCES, baseline, mean
 from tasks.caching.stage import Outcome, Run
-from tasks.decode import decode
-from tasks.fetch import fetch
-from tasks.publish import place
-from tasks.recipes import Recipe, cross, label
-from tasks.report import report
-from tasks.scan import scan
-from tasks.train import train
+from tasks.images.decode import decode
+from tasks.images.fetch import fetch
+from tasks.images.scan import scan
+from tasks.report.page import report
+from tasks.report.publish import place
+from tasks.rungs.baseline import DISTANCES, baseline, mean
+from tasks.rungs.recipes import Recipe, cross, label
+from tasks.rungs.train import train
 
 pytest.importorskip("playwright", reason="playwright, of the dev extras, is not installed")
 from axe_playwright_python.sync_playwright import Axe

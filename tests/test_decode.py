@@ -23,17 +23,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from tasks import decode as chapter
-from tasks import pillow
-from tasks import scan as scanning
 from tasks.caching import memory as remembering
 from tasks.caching.basics import LadderError, StageError, told
 from tasks.caching.stage import Run, Session, Settings
 from tasks.caching.store import Stack
-from tasks.decode import decode_rows
-from tasks.pillow import ADAM7
-from tasks.png import FEWEST, plain_images
-from tasks.scan import Files, Listing
+from tasks.images import decode as chapter
+from tasks.images import pillow
+from tasks.images import scan as scanning
+from tasks.images.decode import decode_rows
+from tasks.images.pillow import ADAM7
+from tasks.images.png import FEWEST, plain_images
+from tasks.images.scan import Files, Listing
 
 decode = chapter.decode.fn
 HERE = Path("training/7")

@@ -25,11 +25,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tasks import archives
-from tasks import fetch as chapter
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.fetch import Archive, fetch
+from tasks.images import archives
+from tasks.images import fetch as chapter
+from tasks.images.fetch import Archive, fetch
 
 DATASET = {
     f"{split}/{label}/{number}.png": f"{split}{label}{number}".encode()

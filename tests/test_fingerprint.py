@@ -833,7 +833,7 @@ def test_the_stages_start_where_torch_lies_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "vendor.pth").write_text(str(Path(torch.__file__).parents[1]))
     script = (
         f"import site, sys\nsite.addsitedir({str(tmp_path)!r})\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "import tasks.baseline as b\nfrom tasks.caching.fingerprint import fingerprint\n"
+        "import tasks.rungs.baseline as b\nfrom tasks.caching.fingerprint import fingerprint\n"
         "print(fingerprint(b.mean.fn, {'stack': 1}).versions['torch'])"
     )
     run = subprocess.run(

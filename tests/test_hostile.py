@@ -21,12 +21,12 @@ from test_upkeep import Chain, key_of
 
 from flows import cli, quick
 from flows.reports import find_report
-from tasks import scan
 from tasks.caching import records, upkeep
 from tasks.caching.basics import DamagedError, LadderError, point_to, pointed_at, read_regular
 from tasks.caching.records import checked, digest_of
 from tasks.caching.store import Stack, Store, content_name
-from tasks.publish import place
+from tasks.images import scan
+from tasks.report.publish import place
 
 KEY, OTHER = key_of("key"), key_of("other")
 

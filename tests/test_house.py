@@ -13,27 +13,12 @@ import pytest
 from flows import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = [
-    "layout",
-    "scan",
-    "png",
-    "pillow",
-    "decode",
-    "baseline",
-    "models",
-    "building",
-    "limits",
-    "losses",
-    "recipes",
-    "train",
-    "measures",
-    "words",
-    "pictures",
-    "report",
-    "publish",
-    "archives",
-    "fetch",
-]
+CHAPTERS = {  # the wings and their chapters, in reading order
+    "images": ["layout", "scan", "png", "pillow", "decode", "archives", "fetch"],
+    "rungs": ["baseline", "models", "building", "limits", "losses", "recipes", "train"],
+    "report": ["measures", "words", "pictures", "page", "publish"],
+}
+ORDER = [f"{wing}.{chapter}" for wing, chapters in CHAPTERS.items() for chapter in chapters]
 ENGINE = [
     "basics",
     "cores",
@@ -65,11 +50,12 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name and name.startswith(("tasks", "flows"))}
 
 
-@pytest.mark.parametrize(("position", "chapter"), enumerate(CHAPTERS))
+@pytest.mark.parametrize(("position", "chapter"), enumerate(ORDER))
 def test_reading_order_is_import_order(position: int, chapter: str) -> None:
     """Each chapter imports only earlier chapters and the engine, and nothing from flows."""
-    allowed = {"tasks.caching", *(f"tasks.{name}" for name in CHAPTERS[:position])}
-    for name in imports(ROOT / "tasks" / f"{chapter}.py") - {"tasks"}:
+    allowed = {"tasks.caching", *(f"tasks.{name}" for name in ORDER[:position])}
+    wings = {f"tasks.{wing}" for wing in CHAPTERS}
+    for name in imports(ROOT / "tasks" / f"{chapter.replace('.', '/')}.py") - wings:
         assert any(f"{name}.".startswith(f"{each}.") for each in allowed), name
 
 
@@ -83,15 +69,29 @@ def test_the_engine_knows_no_chapter(position: int, module: str) -> None:
 
 
 def test_every_chapter_is_in_the_reading_order() -> None:
-    assert {path.stem for path in (ROOT / "tasks").glob("*.py")} == {*CHAPTERS, "__init__"}
+    assert [path.stem for path in (ROOT / "tasks").glob("*.py")] == ["__init__"]
+    for wing, chapters in CHAPTERS.items():
+        assert {path.stem for path in (ROOT / "tasks" / wing).glob("*.py")} == {
+            *chapters,
+            "__init__",
+        }
     assert {path.stem for path in (ROOT / "tasks/caching").glob("*.py")} == {*ENGINE, "__init__"}
+
+
+@pytest.mark.parametrize("wing", CHAPTERS)
+def test_a_wing_says_in_which_order_to_read_it(wing: str) -> None:
+    """Its `__init__` is a docstring that names every chapter, in the order of imports."""
+    module = ast.parse((ROOT / "tasks" / wing / "__init__.py").read_text())
+    [docstring] = module.body
+    text = ast.literal_eval(docstring.value).partition("Read in this order")[2]
+    assert re.findall(r"`(\w+)`", text) == CHAPTERS[wing]
 
 
 def test_chapters_with_stages_are_imported_before_a_stage_begins() -> None:
     """Else the process of each stage would import its chapter, for longer than most take."""
     having = {
-        f"tasks.{each}" for each in CHAPTERS
-        if re.search("^@stage", (ROOT / f"tasks/{each}.py").read_text(), re.MULTILINE)
+        f"tasks.{each}" for each in ORDER
+        if "\n@stage" in (ROOT / f"tasks/{each.replace('.', '/')}.py").read_text()
     }  # fmt: skip
     assert {*cli.CHAPTERS} == having
 

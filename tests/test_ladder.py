@@ -176,7 +176,7 @@ def test_more_epochs_go_on_from_what_is_stored(project: Project) -> None:
 
 def test_cosmetic_edits_run_nothing(project: Project) -> None:
     """A comment, a docstring and white space in every chapter reach no stage."""
-    sources = {path: path.read_text() for path in (project.root / "tasks").glob("*.py")}
+    sources = {path: path.read_text() for path in (project.root / "tasks").glob("[!c]*/*.py")}
     for path, source in sources.items():
         path.write_text(source.replace('"""', '"""Edited. ', 1) + "\n\n\n# a comment at the end\n")
     plan = project.ask("plan")["stages"]
@@ -188,23 +188,23 @@ def test_cosmetic_edits_run_nothing(project: Project) -> None:
 
 def test_a_helper_of_one_loss_reaches_the_trainings_with_that_loss(project: Project) -> None:
     """An edit two calls below softmax_mse runs it again, names the helper, and nothing else."""
-    source = (project.root / "tasks/losses.py").read_text()
-    (project.root / "tasks/losses.py").write_text(
+    source = (project.root / "tasks/rungs/losses.py").read_text()
+    (project.root / "tasks/rungs/losses.py").write_text(
         source
         + "\n\ndef _twice_below(x):\n    return x\n"
         + "\n\ndef _below(x):\n    return _twice_below(x)\n"
     )
-    project.replace("tasks/losses.py", "(logits.softmax(1),", "(_below(logits.softmax(1)),")
+    project.replace("tasks/rungs/losses.py", "(logits.softmax(1),", "(_below(logits.softmax(1)),")
     assert SOFTMAX in project.plan_and_run()[1]
     project.replace(
-        "tasks/losses.py",
+        "tasks/rungs/losses.py",
         "def _twice_below(x):\n    return x",
         "def _twice_below(x):\n    return 1 * x",
     )
     plan, ran = project.plan_and_run()
-    assert plan[SOFTMAX]["why"] == ["tasks.losses._twice_below changed"]
+    assert plan[SOFTMAX]["why"] == ["tasks.rungs.losses._twice_below changed"]
     assert ran == {SOFTMAX}, "the same weights come out, so the report stands"
-    (project.root / "tasks/losses.py").write_text(source)
+    (project.root / "tasks/rungs/losses.py").write_text(source)
 
 
 def test_a_changed_image_reaches_what_is_made_of_it(project: Project) -> None:
@@ -232,9 +232,9 @@ def test_the_same_pixels_in_other_bytes_are_decoded_and_no_more(project: Project
 
 
 def test_an_added_model_runs_its_own_training_alone(project: Project) -> None:
-    source = (project.root / "tasks/models.py").read_text()
+    source = (project.root / "tasks/rungs/models.py").read_text()
     project.replace(
-        "tasks/models.py",
+        "tasks/rungs/models.py",
         "MODELS = {",
         "def wide(shape, classes):\n    return mlp(shape, classes)\n\n\n"
         'MODELS = {\n    "wide": wide,',
@@ -245,7 +245,7 @@ def test_an_added_model_runs_its_own_training_alone(project: Project) -> None:
     assert ran == {"train[wide, cross_entropy, seed 0]", "report"}
     assert plan["train[wide, cross_entropy, seed 0]"]["why"] == ["has not run before"]
     project.recipes.write_text(RECIPES)
-    (project.root / "tasks/models.py").write_text(source)
+    (project.root / "tasks/rungs/models.py").write_text(source)
 
 
 def test_damage_is_set_aside_and_computed_again(project: Project) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from flows.ladder import ladder, run_name
 from tasks.caching.basics import LadderError, shown
-from tasks.limits import allowed
-from tasks.recipes import Recipe, each_validated
+from tasks.rungs.limits import allowed
+from tasks.rungs.recipes import Recipe, each_validated
 
 NAN, INF = float("nan"), float("inf")
 RECIPE = {"model": "mlp", "loss": "cross_entropy"}

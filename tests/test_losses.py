@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tasks.caching.basics import LadderError
-from tasks.losses import LOSSES, cross_entropy, one_hot, sigmoid_mse, softmax_mse
+from tasks.rungs.losses import LOSSES, cross_entropy, one_hot, sigmoid_mse, softmax_mse
 
 LOGITS = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])  # sigmoids .5 .75 .5 .5
 LABELS = torch.tensor([1, 0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.models import MODELS, Conv, Norm, bilinear, initialize
+from tasks.rungs.models import MODELS, Conv, Norm, bilinear, initialize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from test_train import fitted, killed_after, pictures, same_bits
 from torch import Tensor, nn
 
-from tasks.building import contents, new_model
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.models import MODELS, Conv, First, initialize
-from tasks.recipes import Recipe
-from tasks.train import batches, load_model, probabilities
+from tasks.rungs.building import contents, new_model
+from tasks.rungs.models import MODELS, Conv, First, initialize
+from tasks.rungs.recipes import Recipe
+from tasks.rungs.train import batches, load_model, probabilities
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

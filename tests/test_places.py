@@ -16,7 +16,7 @@ from flows.ladder import command_of, find_dataset, open_session, run_name
 from tasks.caching.basics import LadderError, redacted
 from tasks.caching.places import find_place
 from tasks.caching.plan import asleep
-from tasks.publish import _slug
+from tasks.report.publish import _slug
 
 Make = Callable[..., None]
 

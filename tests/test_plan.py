@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"
 STEPS = 300 if FULL else 20
 RECIPE = '[[recipe]]\nmodel = "linear"\nloss = "{loss}"\nepochs = {epochs}\nlr = {lr}\n'
-CHAPTERS = ("decode", "baseline", "models", "losses", "train")
+CHAPTERS = ("images/decode", "rungs/baseline", "rungs/models", "rungs/losses", "rungs/train")
 
 # Reasons
 
@@ -158,7 +158,7 @@ def climb_thrice(project: str, data: str, clean: str) -> dict[str, Any]:
 
     from flows.ladder import ladder
     from tasks.caching.plan import asleep
-    from tasks.recipes import read_recipes
+    from tasks.rungs.recipes import read_recipes
 
     options = {"recipes": read_recipes(Path(project) / "recipes.toml")}
     os.environ["STEPLADDER_DATA"] = data
@@ -286,7 +286,7 @@ class World:
 
     def change_constant(self) -> str:
         """Another value of a constant that changes no result: another key alone."""
-        path = self.root / "tasks" / "decode.py"
+        path = self.root / "tasks/images/decode.py"
         value = self.random.choice((127, 128, 129))
         text = re.sub(r"^LOOKS = \d+", f"LOOKS = {value}", path.read_text(), flags=re.MULTILINE)
         assert f"LOOKS = {value}" in text
@@ -312,7 +312,7 @@ class World:
 
     def change_arithmetic(self) -> str:
         """Another divisor in the mean image: other results wherever it is used."""
-        path = self.root / "tasks" / "baseline.py"
+        path = self.root / "tasks/rungs/baseline.py"
         tree = ast.parse(path.read_text())
         [mean] = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "mean"]
         constants = [n for n in ast.walk(mean) if isinstance(n, ast.Constant)]

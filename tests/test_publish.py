@@ -10,7 +10,7 @@ import pytest
 from test_report import HOSTILE, Page, climb, shape_of
 
 from tasks.caching.plan import FIRST, Outcome, Planned
-from tasks.publish import comparison, ladder_table, moved, place, plan_table, stages_table
+from tasks.report.publish import comparison, ladder_table, moved, place, plan_table, stages_table
 
 FIRST_RUN = "2024-01-01T00:00:00Z"
 SECOND_RUN = "2024-01-02T00:00:00Z"

@@ -20,7 +20,7 @@ from flows.watch import Seen
 def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Memory]:
     """A data root, a dataset and sources that a run has left a memory of; gives the next run's."""
     code = tmp_path / "code"
-    for path in ("tasks/train.py", "flows/ladder.py"):
+    for path in ("tasks/rungs/train.py", "flows/ladder.py"):
         (code / path).parent.mkdir(parents=True)
         (code / path).write_text("x = 1")
     monkeypatch.setattr(quick, "_PACKAGES", code)
@@ -69,7 +69,7 @@ def test_other_options_are_another_run(remembered) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "code/tasks/train.py",
+        "code/tasks/rungs/train.py",
         "images/training/7/1.png",
         "cache/records/train/a.json",
         "cache/files/b.arrow",

@@ -10,7 +10,15 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.caching.basics import LadderError
-from tasks.recipes import DEFAULTS, Recipe, cross, default_ladder, label, left_out, read_recipes
+from tasks.rungs.recipes import (
+    DEFAULTS,
+    Recipe,
+    cross,
+    default_ladder,
+    label,
+    left_out,
+    read_recipes,
+)
 
 LINEAR = "[[recipe]]\nmodel = 'linear'\nloss = 'cross_entropy'\n"
 

@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tasks import pictures
 from tasks.caching.stage import Outcome, Run
 from tasks.caching.store import Stack, Weights
-from tasks.measures import compare, health, mcnemar, wilson
-from tasks.recipes import Recipe
-from tasks.report import TEMPLATE, markdown, report
-from tasks.words import luck, readable
+from tasks.report import pictures
+from tasks.report.measures import compare, health, mcnemar, wilson
+from tasks.report.page import TEMPLATE, markdown, report
+from tasks.report.words import luck, readable
+from tasks.rungs.recipes import Recipe
 
 TAME = ["apple", "brick", "candle"]
 HOSTILE = [

@@ -11,7 +11,7 @@ from test_publish import FIRST_RUN, SECOND_RUN, stored
 from flows.reports import compare, find_report, has_screen, open_report, print_comparison
 from tasks.caching.basics import LadderError
 from tasks.caching.places import find_place
-from tasks.publish import place
+from tasks.report.publish import place
 
 
 @pytest.fixture

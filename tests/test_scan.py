@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks import scan as chapter
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.scan import Dataset, scan
+from tasks.images import scan as chapter
+from tasks.images.scan import Dataset, scan
 
 Write = Callable[..., Path]
 

@@ -18,15 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from tasks.building import new_model
 from tasks.caching import memory
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
 from tasks.caching.store import Stack
-from tasks.losses import LOSSES
-from tasks.models import MODELS, initialize
-from tasks.recipes import Recipe
-from tasks.train import (
+from tasks.rungs.building import new_model
+from tasks.rungs.losses import LOSSES
+from tasks.rungs.models import MODELS, initialize
+from tasks.rungs.recipes import Recipe
+from tasks.rungs.train import (
     OPTIMIZERS,
     SCHEDULES,
     batches,
@@ -283,13 +283,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", lambda recording, stream: recording)
-    monkeypatch.setattr("tasks.train.repeated", lambda work, _device: repeated(work, "cuda"))
+    monkeypatch.setattr("tasks.rungs.train.repeated", lambda work, _device: repeated(work, "cuda"))
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_what_a_gpu_records_are_the_same_steps(model, request, monkeypatch) -> None:
     """Each leg of an epoch once as it is, then from a recording: order, shifts, rates are new."""
-    monkeypatch.setattr("tasks.train.LEG", 2)  # so that 107 images take legs of 2 and 2 batches
+    monkeypatch.setattr(
+        "tasks.rungs.train.LEG", 2
+    )  # so that 107 images take legs of 2 and 2 batches
     recipe = Recipe(model=model, loss="cross_entropy", batch_size=32, epochs=5, precision="float32")
     plain = fitted(recipe)
     request.getfixturevalue("gpu")

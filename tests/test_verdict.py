@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.console import verdict
-from tasks import words
 from tasks.caching.stage import Outcome, Run
 from tasks.caching.store import Stack
-from tasks.measures import compare_classes, mcnemar, scores
-from tasks.publish import ladder_table
-from tasks.recipes import Recipe
-from tasks.report import findings, markdown
+from tasks.report import words
+from tasks.report.measures import compare_classes, mcnemar, scores
+from tasks.report.page import findings, markdown
+from tasks.report.publish import ladder_table
+from tasks.rungs.recipes import Recipe
 
 
 def stack(count: int, seed: int) -> Stack:

@@ -31,11 +31,11 @@ from pathlib import Path
 import torch
 
 from tasks.caching.process import CORES
-from tasks.decode import decode
-from tasks.fetch import fetch
-from tasks.recipes import DEFAULTS, Recipe, default_ladder
-from tasks.scan import Dataset, scan
-from tasks.train import threads
+from tasks.images.decode import decode
+from tasks.images.fetch import fetch
+from tasks.images.scan import Dataset, scan
+from tasks.rungs.recipes import DEFAULTS, Recipe, default_ladder
+from tasks.rungs.train import threads
 from tests.benchmarks import naive, ours
 
 HERE = Path(__file__).resolve().parent
@@ -432,7 +432,7 @@ def budget(place: Place) -> Iterator[Row]:
     """
     server = "from flows.server import TemporaryServer as T; s = T(); s.begin(); s._wait()"
     python = {
-        "import torch and the chapters": "import tasks.report",
+        "import torch and the chapters": "import tasks.report.page",
         "import Prefect": "import prefect.flows, prefect.task_runners",
         "start and end a temporary server": server,
     }

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tasks.losses import LOSSES
-from tasks.models import MODELS, initialize
+from tasks.rungs.losses import LOSSES
+from tasks.rungs.models import MODELS, initialize
 
 RUNGS = [
     ("linear", "sigmoid_mse"),

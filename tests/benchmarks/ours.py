@@ -16,18 +16,18 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from torch import Tensor
 
 from flows.ladder import open_session
-from tasks.baseline import DISTANCES, baseline, mean
-from tasks.building import new_model
 from tasks.caching.process import keep_freed_memory
 from tasks.caching.stage import Run
 from tasks.caching.store import Stack
 from tasks.caching.yielding import yield_to_others
-from tasks.decode import decode
-from tasks.losses import LOSSES
-from tasks.models import MODELS, initialize
-from tasks.recipes import Recipe
-from tasks.scan import Folder, scan
-from tasks.train import (
+from tasks.images.decode import decode
+from tasks.images.scan import Folder, scan
+from tasks.rungs.baseline import DISTANCES, baseline, mean
+from tasks.rungs.building import new_model
+from tasks.rungs.losses import LOSSES
+from tasks.rungs.models import MODELS, initialize
+from tasks.rungs.recipes import Recipe
+from tasks.rungs.train import (
     OPTIMIZERS,
     Descent,
     Labelled,

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.caching.store import Stack
-from tasks.words import duration
+from tasks.report.words import duration
 
 TILE = 56  # longest side of a tile in pixels; larger images are scaled down
 COLUMNS = 16  # tiles in one row of a sheet

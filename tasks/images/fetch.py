@@ -32,11 +32,11 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import numpy as np
 from PIL import Image
 
-from tasks.archives import unpack, what_instead
 from tasks.caching import locks
 from tasks.caching.basics import LadderError, clean, expand, redacted, shown, write_atomic
 from tasks.caching.places import insist_on_name
 from tasks.caching.stage import Run
+from tasks.images.archives import unpack, what_instead
 
 TIMEOUT = 30  # seconds without a byte
 RESERVED = ("cache", "models", "reports")  # the data root's other folders

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from tasks import measures, report, words
 from tasks.caching.basics import (
     DamagedError,
     LadderError,
@@ -29,6 +28,7 @@ from tasks.caching.basics import (
 )
 from tasks.caching.plan import FIRST, Outcome, Planned, Ref
 from tasks.caching.stage import Session
+from tasks.report import measures, page, words
 
 SLOT = b"<!-- compared with the run before -->"  # in report.html; no name can hold its brackets
 BEFORE = b"\n## What ran\n"  # in report.md; no name can hold its line breaks
@@ -239,7 +239,7 @@ def section_of(compared: dict[str, Any]) -> str:
     """A comparison as a section of report.html; what stayed as it was is only counted."""
     rows = [row for row in compared["rows"] if row["why"] or moved(row) != "unchanged"]
     steady = len(compared["rows"]) - len(rows)
-    return report.template(COMPARED).render({**compared, "rows": rows}, steady=steady, moved=moved)
+    return page.template(COMPARED).render({**compared, "rows": rows}, steady=steady, moved=moved)
 
 
 def markdown(compared: dict[str, Any]) -> str:
@@ -250,11 +250,11 @@ def markdown(compared: dict[str, Any]) -> str:
         for row in compared["rows"]
     ]  # fmt: skip
     head = ["rung", "before", "now", "moved", "why"]
-    lines = ["", f"## Compared with {compared['run']}", "", *report.table(head, rows)]
+    lines = ["", f"## Compared with {compared['run']}", "", *page.table(head, rows)]
     if compared["differs"]:
         lines += [
             "",
-            *report.table(["what differs around the rungs"], [[d] for d in compared["differs"]]),
+            *page.table(["what differs around the rungs"], [[d] for d in compared["differs"]]),
         ]
     return "\n".join(lines) + "\n"
 

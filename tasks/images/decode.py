@@ -22,9 +22,9 @@ from tasks.caching.basics import LadderError, clean, told
 from tasks.caching.memory import insist_on_room
 from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack
-from tasks.pillow import MAX_PIXELS, read_image, resized
-from tasks.png import plain_images
-from tasks.scan import Files, read_files, read_listing
+from tasks.images.pillow import MAX_PIXELS, read_image, resized
+from tasks.images.png import plain_images
+from tasks.images.scan import Files, read_files, read_listing
 
 BLOCK_FILES, BLOCK_BYTES = 8192, 4_000_000  # of files read at a time
 LOOKS = 128  # earlier results to search: looking into more takes longer than decoding anew

@@ -18,12 +18,11 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 from torch import Tensor
 
-from tasks import pictures, words
-from tasks.baseline import commonest
 from tasks.caching.process import CORES
 from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack
-from tasks.measures import (
+from tasks.report import pictures, words
+from tasks.report.measures import (
     answer,
     compare,
     confusion_of,
@@ -34,10 +33,11 @@ from tasks.measures import (
     scores,
     wilson,
 )
-from tasks.words import NOTHING_SKIPPED, duration, escaped, percent, readable, span
+from tasks.report.words import NOTHING_SKIPPED, duration, escaped, percent, readable, span
+from tasks.rungs.baseline import commonest
 
 if TYPE_CHECKING:
-    from tasks.recipes import Recipe
+    from tasks.rungs.recipes import Recipe
 
 TEMPLATE = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
 PACKAGES = (

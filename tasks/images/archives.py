@@ -23,7 +23,7 @@ from typing import IO, Any, Protocol
 
 from tasks.caching.basics import LadderError, printable
 from tasks.caching.stage import Run
-from tasks.layout import TESTING, TRAINING, layout
+from tasks.images.layout import TESTING, TRAINING, layout
 
 MAX_FILES, MAX_DEPTH = 2_000_000, 8
 MAX_FILE = 256_000_000  # bytes of one file

@@ -22,7 +22,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from tasks.caching.basics import LadderError, clean
-from tasks.png import SIGNATURE
+from tasks.images.png import SIGNATURE
 
 MAX_PIXELS, MAX_SIDE = 64_000_000, 65_535  # a larger image is a mistake or an attack
 NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # what makes a PNG's pixels

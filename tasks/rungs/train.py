@@ -19,15 +19,15 @@ from numpy.random import SeedSequence
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from tasks.building import check_numbers, contents, fill, new_model, seeded, try_out
 from tasks.caching.basics import LadderError, write_atomic
 from tasks.caching.memory import insist_on_room
 from tasks.caching.process import CORES
 from tasks.caching.stage import Run, stage
 from tasks.caching.store import Stack, Weights
-from tasks.losses import LOSSES
-from tasks.models import MODELS, initialize
-from tasks.recipes import Recipe
+from tasks.rungs.building import check_numbers, contents, fill, new_model, seeded, try_out
+from tasks.rungs.losses import LOSSES
+from tasks.rungs.models import MODELS, initialize
+from tasks.rungs.recipes import Recipe
 
 
 def threads(model: str, cores: int, device: str) -> int:

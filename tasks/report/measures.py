@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tasks.caching.store import Stack
-from tasks.train import held_out_of
+from tasks.rungs.train import held_out_of
 
 UNEQUAL = 1.5  # times the images of the smallest class: from here on every class counts alike too
 ENOUGH = 6  # testing images, of which fewer could not rule luck out if all spoke for one side

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from tasks.caching.basics import LadderError, printable, shown
-from tasks.limits import (
+from tasks.rungs.limits import (
     MOST_RECIPES,
     Allowed,
     Epochs,
@@ -32,8 +32,8 @@ from tasks.limits import (
     read_small,
     whole,
 )
-from tasks.losses import LOSSES
-from tasks.models import MODELS
+from tasks.rungs.losses import LOSSES
+from tasks.rungs.models import MODELS
 
 # Where a model's defaults differ from the post's, which are those of Recipe's fields.  All models
 # but the post's start as they were built: a builder may have loaded weights.

@@ -29,7 +29,7 @@ from tasks.caching.basics import (
     write_atomic,
 )
 from tasks.caching.stage import Run
-from tasks.layout import SUFFIXES, left_aside, not_utf8, some, survey, unreadable
+from tasks.images.layout import SUFFIXES, left_aside, not_utf8, some, survey, unreadable
 
 MAX_BYTES = 256_000_000  # of a file: more than the largest image needs that is read
 PIECE = 16_000_000  # bytes read at a time
