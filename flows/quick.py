@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.watch import Seen, Watch, importable
-from tasks.caching import cores
 from tasks.caching.basics import DamagedError, LadderError, pointed_at, read_regular, write_atomic
+from tasks.caching.machine import available_cores
 
 _LARGEST = 1 << 24  # bytes of a memory: a name for each stage
 _YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
@@ -146,7 +146,7 @@ def _here() -> list[Any]:
         machine.nodename,
         machine.machine,
         os.getuid(),
-        cores.available(),
+        available_cores(),
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tasks.caching.basics import LadderError
-from tasks.caching.store import Stack
+from tasks.caching.values import Stack
 from tasks.images.decode import decode
 from tasks.images.scan import scan
 from tasks.rungs import baseline as chapter

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.caching import cores
+from tasks.caching.machine import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate"
@@ -59,7 +59,7 @@ def machine(folder: Path, group: str, mounts: str, files: dict[str, str]) -> Pat
 def test_a_quota_of_version_2_counts_whole_cores(tmp_path, quota, expected) -> None:
     """In a container its own group is the topmost; half a core is one, and never two."""
     root = machine(tmp_path, "0::/\n", V2, {"cpu.max": f"{quota}\n"})
-    assert cores.available(root) == expected
+    assert available_cores(root) == expected
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_quota_of_version_1_counts_whole_cores(tmp_path, quota, period, expect
     }
     group = "5:memory:/\n4:cpu,cpuacct:/docker/1f\n1:name=systemd:/docker/1f\n"
     root = machine(tmp_path, group, f"{MEMORY}\n{V1.format('/docker/1f')}", files)
-    assert cores.available(root) == expected
+    assert available_cores(root) == expected
 
 
 @pytest.mark.parametrize("strictest", ["", "user.slice/", "user.slice/a b/", "user.slice/a b/c/"])
@@ -86,17 +86,17 @@ def test_the_strictest_of_nested_groups_counts(tmp_path, strictest) -> None:
     files[f"{strictest}cpu.max"] = "200000 100000"
     files["elsewhere/cpu.max"] = "100000 100000"
     root = machine(tmp_path, "0::/user.slice/a b/c\n", V2, files)
-    assert cores.available(root) == 2
+    assert available_cores(root) == 2
 
 
 def test_what_cannot_be_read_limits_nothing(tmp_path) -> None:
     """No /proc, no mount, files that are folders or not text, a group outside the mount."""
-    assert cores.available(tmp_path / "nowhere") == 8
+    assert available_cores(tmp_path / "nowhere") == 8
     root = machine(tmp_path, "0::/../..\nnonsense\n", f"short - cgroup2\n- \n\n{V2}", {})
     (root / "sys/fs/cgroup/cpu.max").mkdir(parents=True)
-    assert cores.available(root) == 8
+    assert available_cores(root) == 8
     (root / "proc/self/cgroup").write_bytes(b"\xff\xfe0::/")
-    assert cores.available(root) == 8
+    assert available_cores(root) == 8
 
 
 @pytest.mark.parametrize(
@@ -109,20 +109,20 @@ def test_what_cannot_be_read_limits_nothing(tmp_path) -> None:
 def test_omp_num_threads_limits_where_it_makes_sense(monkeypatch, tmp_path, text, expected) -> None:
     """A list is of nested levels, of which the first is ours."""
     monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert cores.available(tmp_path) == expected
+    assert available_cores(tmp_path) == expected
 
 
 def test_affinity_counts_and_what_cannot_say_it_counts_all(monkeypatch, tmp_path) -> None:
     """Python 3.13 knows a limit of its own; macOS has no affinity."""
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {5})
-    assert cores.available(tmp_path) == 1
+    assert available_cores(tmp_path) == 1
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert cores.available(tmp_path) == 12
+    assert available_cores(tmp_path) == 12
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert cores.available(tmp_path) == 1
+    assert available_cores(tmp_path) == 1
     monkeypatch.setattr(os, "process_cpu_count", lambda: 5, raising=False)
-    assert cores.available(tmp_path) == 5
+    assert available_cores(tmp_path) == 5
 
 
 SOURCES = [*(ROOT / "tasks").rglob("*.py"), *(ROOT / "flows").glob("*.py")]
@@ -139,11 +139,11 @@ LINUX_ONLY = set(NAMES.split())
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_no_name_that_only_linux_has(path) -> None:
-    """Else the program would not start on macOS; `cores` asks whether there is an affinity."""
+    """Else the program would not start on macOS; `machine` asks whether there is an affinity."""
     nodes = ast.walk(ast.parse(path.read_text()))
     named = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     assert not named & LINUX_ONLY
-    assert "cpu_count" not in named or path.name == "cores.py"  # which all others ask
+    assert "cpu_count" not in named or path.name == "machine.py"  # which all others ask
 
 
 def test_the_engine_starts_where_there_is_no_affinity() -> None:

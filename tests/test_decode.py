@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from tasks.caching import memory as remembering
+from tasks.caching import machine
 from tasks.caching.basics import LadderError, StageError, told
 from tasks.caching.stage import Run, Session, Settings
-from tasks.caching.store import Stack
+from tasks.caching.values import Stack
 from tasks.images import decode as chapter
 from tasks.images import pillow
 from tasks.images import scan as scanning
@@ -742,10 +742,10 @@ def test_images_that_do_not_fit_in_memory_are_told_before_it_is_taken(
     """They may take half of what is available; nothing is asked where they are small."""
     files = files_of(tmp_path, {f"{i}.png": saved(noise(30, 40, 3, seed=i)) for i in range(10)})
     asked: list[int] = []
-    monkeypatch.setattr(remembering, "available_memory", lambda: asked.append(1) or 71_999)
+    monkeypatch.setattr(machine, "available_memory", lambda: asked.append(1) or 71_999)
     assert decode(files).images.nbytes == 36_000
     assert not asked
-    monkeypatch.setattr(remembering, "LARGE", 30_000)
+    monkeypatch.setattr(machine, "LARGE", 30_000)
     says = (
         "0.png: 10 images of 30 x 40 take 0.0 GB of memory, and 0.0 GB are free for them: "
         "ask for a smaller size, such as --size 15x20"
@@ -753,7 +753,7 @@ def test_images_that_do_not_fit_in_memory_are_told_before_it_is_taken(
     with pytest.raises(LadderError, match=says):
         decode(files)
     assert decode(files, (15, 20)).images.shape == (10, 15, 20, 3)
-    monkeypatch.setattr(remembering, "available_memory", lambda: 72_000)
+    monkeypatch.setattr(machine, "available_memory", lambda: 72_000)
     assert len(decode(files).images) == 10
 
 
@@ -835,7 +835,7 @@ def test_memory_within_control_groups_and_limits_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both versions of groups, one above another; what a group read of files can be given back."""
-    assert remembering.available_memory() > 10**8
+    assert machine.available_memory() > 10**8
     mounts = "1 1 0:1 / /two rw - cgroup2 x rw\n2 1 0:2 / /one rw - cgroup x rw,memory\n"
     for name, text in {
         "proc/meminfo": "MemTotal: 9 kB\nMemAvailable:       8 kB\n",
@@ -853,12 +853,12 @@ def test_memory_within_control_groups_and_limits_counts(
         (tmp_path / name).write_text(text)
     left = []
     for lost in ("two/job/memory.max", "one/memory.limit_in_bytes", "proc/self/cgroup"):
-        left.append(remembering.available_memory(tmp_path))
+        left.append(machine.available_memory(tmp_path))
         (tmp_path / lost).unlink()
     assert left == [4700, 5000, 8192]
-    page = remembering.os.sysconf("SC_PAGE_SIZE")
-    monkeypatch.setattr(remembering.resource, "getrlimit", lambda _kind: (page + 7, page + 7))
-    assert remembering.available_memory(tmp_path) == 7
+    page = machine.os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _kind: (page + 7, page + 7))
+    assert machine.available_memory(tmp_path) == 7
 
 
 # Only what is new

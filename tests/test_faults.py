@@ -35,7 +35,8 @@ from prefect_server import errors_of
 from tasks.caching.basics import DamagedError, LadderError, StageError
 from tasks.caching.records import checked, digest_of
 from tasks.caching.stage import OBSERVER, Call, Settings, stage
-from tasks.caching.store import Stack, Store, Weights
+from tasks.caching.store import Store
+from tasks.caching.values import Stack, Weights
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"

@@ -18,8 +18,9 @@ import torch
 from tasks.caching import fingerprint as fp
 from tasks.caching import source
 from tasks.caching.basics import LadderError
+from tasks.caching.records import digest_of
 from tasks.caching.stage import stage
-from tasks.caching.store import Stack, digest_of
+from tasks.caching.values import Stack
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHES = (

@@ -24,7 +24,8 @@ from flows.reports import find_report
 from tasks.caching import records, upkeep
 from tasks.caching.basics import DamagedError, LadderError, point_to, pointed_at, read_regular
 from tasks.caching.records import checked, digest_of
-from tasks.caching.store import Stack, Store, content_name
+from tasks.caching.store import Store
+from tasks.caching.values import Stack, content_name
 from tasks.images import scan
 from tasks.report.publish import place
 

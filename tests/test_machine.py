@@ -27,7 +27,8 @@ from flows.reports import find_report
 from tasks.caching import locks, machine, process, upkeep
 from tasks.caching.basics import LadderError, StoppedError, point_to, pointed_at, write_atomic
 from tasks.caching.stage import Session, Settings
-from tasks.caching.store import Stack, Store, Weights
+from tasks.caching.store import Store
+from tasks.caching.values import Stack, Weights
 
 KEY = key_of("key")
 
@@ -178,11 +179,11 @@ def test_a_process_is_only_begun_where_it_can_be_begun_whole(limits: None) -> No
         os.close(taken.pop())
     before = len(os.listdir("/dev/fd"))
     with pytest.raises(OSError, match="Too many open files"):
-        machine.insist_on_room()
+        process.insist_on_descriptors()
     assert len(os.listdir("/dev/fd")) == before
     for each in taken:
         os.close(each)
-    machine.insist_on_room()
+    process.insist_on_descriptors()
 
 
 def test_a_long_temporary_folder_holds_no_socket(
@@ -192,7 +193,7 @@ def test_a_long_temporary_folder_holds_no_socket(
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    with machine.short_temporary_folder(), tempfile.TemporaryDirectory(prefix="pymp-") as folder:
+    with process.short_temporary_folder(), tempfile.TemporaryDirectory(prefix="pymp-") as folder:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(tempfile.mktemp(prefix="listener-", dir=folder))
         assert not folder.startswith(str(long))
@@ -205,7 +206,7 @@ def test_a_long_temporary_folder_holds_no_socket(
      OSError(errno.ENAMETOOLONG, "File name too long")],
 )  # fmt: skip
 def test_a_machine_without_a_temporary_folder_is_told(error: Exception) -> None:
-    with pytest.raises(LadderError, match="TMPDIR"), machine.short_temporary_folder():
+    with pytest.raises(LadderError, match="TMPDIR"), process.short_temporary_folder():
         raise error
 
 

@@ -29,7 +29,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from tasks.caching.plan import Look, Pending, differences, inputs_of, plain
-from tasks.caching.store import digest_of
+from tasks.caching.records import digest_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"

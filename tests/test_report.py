@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tasks.caching.stage import Outcome, Run
-from tasks.caching.store import Stack, Weights
+from tasks.caching.values import Stack, Weights
 from tasks.report import pictures
 from tasks.report.measures import compare, health, mcnemar, wilson
 from tasks.report.page import TEMPLATE, markdown, report

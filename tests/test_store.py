@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from tasks.caching.basics import DamagedError, LadderError, write_atomic
-from tasks.caching.store import Stack, Store, Weights
+from tasks.caching.store import Store
+from tasks.caching.values import Stack, Weights
 
 VALUE = {
     "stack": Stack(

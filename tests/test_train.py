@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from tasks.caching import memory
+from tasks.caching import machine
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.caching.store import Stack
+from tasks.caching.values import Stack
 from tasks.rungs.building import new_model
 from tasks.rungs.losses import LOSSES
 from tasks.rungs.models import MODELS, initialize
@@ -427,8 +427,8 @@ def test_sgd_decays_when_asked() -> None:
 
 
 def test_images_that_do_not_fit_in_memory_are_told_before_they_are_gathered(monkeypatch) -> None:
-    monkeypatch.setattr(memory, "LARGE", 100)
-    monkeypatch.setattr(memory, "available_memory", lambda: 7679)
+    monkeypatch.setattr(machine, "LARGE", 100)
+    monkeypatch.setattr(machine, "available_memory", lambda: 7679)
     says = "to train and measure: 120 images of 8 x 8 take .*: ask for a smaller size, such as"
     with pytest.raises(LadderError, match=says):
         split(pictures(), pictures(), (8, 8), "testing")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flows.console import verdict
 from tasks.caching.stage import Outcome, Run
-from tasks.caching.store import Stack
+from tasks.caching.values import Stack
 from tasks.report import words
 from tasks.report.measures import compare_classes, mcnemar, scores
 from tasks.report.page import findings, markdown

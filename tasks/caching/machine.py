@@ -1,21 +1,123 @@
-"""What this machine lets one process have: open files, and a place for sockets."""
+"""What this machine grants one process: cores, memory, open files.
+
+As the kernel, its control groups and the user's own limits have it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import math
 import os
+import re
 import resource
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tasks.caching.basics import LadderError
 
+LARGE = 64_000_000  # bytes: for less, to ask how much memory there is takes too long
+# The files of a control group's limit and of what it uses, and what of that it can do without
+_VERSIONS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 _MOST = 65_536  # open files; more are of no use, and some libraries walk through all that may be
 _LEAST = 128  # what a run and Prefect's client hold open beside each other, and some to spare
-_SPARE = 16  # what starting a process takes for a moment
-_SOCKET_PATH = 104 - len("/pymp-12345678/listener-12345678") - 1  # macOS takes 104, Linux 108
+
+# Cores
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """Cores to use, at least 1: the least that affinity, cgroup quotas and OMP_NUM_THREADS allow.
+
+    Python's own limit (PYTHON_CPU_COUNT, from 3.13 on) counts as affinity does.  `root` is where
+    /proc and /sys are.
+    """
+    quotas = [int(quota) for quota in _quotas(root)]  # of 2.5 cores, 2 never have to wait
+    return max(1, min([_schedulable(), *quotas, *_omp_num_threads()]))
+
+
+def _schedulable() -> int:
+    """The cores that this process may be scheduled on; macOS cannot say, and counts all."""
+    count = getattr(os, "process_cpu_count", None)  # from Python 3.13 on
+    if count:
+        return count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _omp_num_threads() -> list[int]:
+    """OMP_NUM_THREADS as OpenMP reads it, the first of a list; nothing where it makes no sense."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return [int(first)] if first.isascii() and first.isdigit() and int(first) else []
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The cores' worth of time of each control group that this process is in."""
+    for folder in groups("cpu", root):
+        yield from _quota(folder)
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    """What a group may use, in cores; nothing where it is not limited or cannot be read."""
+    version_2 = _text(folder / "cpu.max")  # "max 100000", "50000 100000"
+    version_1 = _text(folder / "cpu.cfs_quota_us") + " " + _text(folder / "cpu.cfs_period_us")
+    for pair in (version_2.split(), version_1.split()):
+        with contextlib.suppress(ValueError):
+            quota, period = map(int, pair)
+            if quota > 0 and period > 0:  # -1 is no limit
+                yield quota / period
+
+
+# Memory
+
+
+def insist_on_room(what: str, count: int, shape: Sequence[int], share: float = 1) -> None:
+    """Raise LadderError where images[count, *shape] uint8 take more than a share of what is free.
+
+    what: who they are, or which one they are like.
+    """
+    size = count * math.prod(shape)
+    free = available_memory() * share if size > LARGE else size
+    if size > free:
+        shrink = max(2, math.ceil(max(shape) / 256))
+        height, width = (max(1, side // shrink) for side in shape[:2])
+        raise LadderError(
+            f"{what}: {count:,} images of {shape[0]} x {shape[1]} take {size / 1e9:,.1f} GB of "
+            f"memory, and {free / 1e9:,.1f} GB are free for them: ask for a smaller size, such as "
+            f"--size {height}x{width}"
+        )
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may still take: what is free, within its limits.
+
+    `root` is where /proc and /sys are.
+    """
+    page = os.sysconf("SC_PAGE_SIZE")
+    free = re.search(r"MemAvailable: *(\d+) kB", _text(root / "proc/meminfo"))
+    limits = [int(free[1]) * 1024 if free else os.sysconf("SC_PHYS_PAGES") * page]
+    for folder in groups("memory", root):
+        limits += _left(folder)
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)  # `ulimit -v`
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft - int((_text(root / "proc/self/statm") or "0").split()[0]) * page)
+    return max(0, min(limits))
+
+
+def _left(folder: Path) -> Iterator[int]:
+    """What a control group may still take; nothing where it has no limit.
+
+    What it has read of files counts as used, and is given up when memory is wanted.
+    """
+    for limit, usage, cached in _VERSIONS:
+        most = _text(folder / limit).strip()
+        if most.isdigit():
+            found = re.search(rf"^{cached} (\d+)", _text(folder / "memory.stat"), re.MULTILINE)
+            yield int(most) - int(_text(folder / usage) or 0) + (int(found[1]) if found else 0)
+
+
+# Open files
 
 
 def raise_limit() -> int:
@@ -48,41 +150,46 @@ def insist_on_open_files() -> None:
         )
 
 
-def insist_on_room() -> None:
-    """See that a process can be started, which halfway would leave others waiting.
+# Control groups
 
-    Raises OSError when too few descriptors are left.
+
+def groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """The folders of the control groups that this process is in, each up to the topmost.
+
+    controller: what they are to control where there is a hierarchy for each: cpu, memory.
     """
-    taken: list[int] = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        # "0::/user.slice" of version 2, "3:cpu,cpuacct:/docker/1f" of version 1
+        _number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers or controller in controllers.split(","):
+            for mount, top in _mounts(root, controller if controllers else ""):
+                yield from _upward(mount, top, path)
+
+
+def _mounts(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
+    """Where the hierarchy of a controller, or of all, is mounted, and which of its groups is."""
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kind, options = before.split(), after.split()[:1], after.split()[-1:]
+        if len(fields) < 5 or kind != ["cgroup" if controller else "cgroup2"]:
+            continue
+        if not controller or controller in options[0].split(","):
+            yield root / fields[4].lstrip("/"), fields[3]
+
+
+def _upward(mount: Path, top: str, path: str) -> Iterator[Path]:
+    """The folders of a group and of those it is in, as far as they are mounted."""
+    inside = path.removeprefix(top.rstrip("/")) if top != "/" else path
+    folder = mount.joinpath(*[part for part in inside.split("/") if part not in ("", "..")])
+    while folder != mount:
+        yield folder
+        folder = folder.parent
+    yield mount
+
+
+def _text(path: Path) -> str:
     try:
-        for _ in range(_SPARE):
-            taken.append(os.open(os.devnull, os.O_RDONLY))
-    finally:
-        for each in taken:
-            os.close(each)
-
-
-@contextlib.contextmanager
-def short_temporary_folder() -> Iterator[None]:
-    """Let sockets be made in a folder whose path fits into a socket's address.
-
-    Raises LadderError when there is no temporary folder at all.
-    """
-    chosen = tempfile.tempdir
-    try:
-        usual = tempfile.gettempdir()
-        if len(os.fsencode(usual)) > _SOCKET_PATH:
-            tempfile.tempdir = next(filter(_is_of_use, ("/tmp", "/var/tmp", "/dev/shm")), usual)
-        yield
-    except FileNotFoundError as error:
-        raise LadderError("there is no temporary folder: set TMPDIR to one to write to") from error
-    except OSError as error:
-        if error.errno is not None and error.errno != errno.ENAMETOOLONG:
-            raise
-        raise LadderError(f"TMPDIR is too long ({error}): set a shorter one") from error
-    finally:
-        tempfile.tempdir = chosen
-
-
-def _is_of_use(folder: str) -> bool:
-    return Path(folder).is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

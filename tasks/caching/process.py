@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import heapq
 import importlib
@@ -17,6 +18,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 import types
@@ -28,12 +30,13 @@ from typing import Any
 
 from tasks.caching import machine
 from tasks.caching.basics import LadderError, StageError, StoppedError
-from tasks.caching.cores import available
 from tasks.caching.yielding import yield_to_others
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _ROOT = str(Path(__file__).resolve().parents[2])
 _starting = threading.Lock()
+_SPARE = 16  # descriptors that starting a process takes for a moment
+_SOCKET_PATH = 104 - len("/pymp-12345678/listener-12345678") - 1  # macOS takes 104, Linux 108
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 PRELOAD: dict[str, None] = {}  # the modules that define stages, which a body would import otherwise
 
@@ -86,7 +89,7 @@ class Bodies:
                 process.kill()
 
 
-CORES = Cores(available())
+CORES = Cores(machine.available_cores())
 
 
 def warm_up(*modules: str) -> None:
@@ -103,7 +106,7 @@ def warm_up(*modules: str) -> None:
 
         machine.raise_limit()  # for all that starts from here, too
         try:
-            with machine.short_temporary_folder():
+            with short_temporary_folder():
                 ensure_running()
         except OSError as error:
             raise _cannot_start(error) from error
@@ -158,7 +161,7 @@ def _start(arguments: tuple[Any, ...], bodies: Bodies) -> tuple[BaseProcess, Con
             raise StoppedError("its run was stopped before it began")
         with contextlib.ExitStack() as on_failure:
             try:
-                machine.insist_on_room()
+                insist_on_descriptors()
                 receiver, sender = _FORK_SERVER.Pipe(duplex=False)
                 on_failure.enter_context(receiver)
                 with sender:
@@ -258,3 +261,43 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def insist_on_descriptors() -> None:
+    """See that a process can be started, which halfway would leave others waiting.
+
+    Raises OSError when too few descriptors are left.
+    """
+    taken: list[int] = []
+    try:
+        for _ in range(_SPARE):
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for each in taken:
+            os.close(each)
+
+
+@contextlib.contextmanager
+def short_temporary_folder() -> Iterator[None]:
+    """Let sockets be made in a folder whose path fits into a socket's address.
+
+    Raises LadderError when there is no temporary folder at all.
+    """
+    chosen = tempfile.tempdir
+    try:
+        usual = tempfile.gettempdir()
+        if len(os.fsencode(usual)) > _SOCKET_PATH:
+            tempfile.tempdir = next(filter(_is_of_use, ("/tmp", "/var/tmp", "/dev/shm")), usual)
+        yield
+    except FileNotFoundError as error:
+        raise LadderError("there is no temporary folder: set TMPDIR to one to write to") from error
+    except OSError as error:
+        if error.errno is not None and error.errno != errno.ENAMETOOLONG:
+            raise
+        raise LadderError(f"TMPDIR is too long ({error}): set a shorter one") from error
+    finally:
+        tempfile.tempdir = chosen
+
+
+def _is_of_use(folder: str) -> bool:
+    return Path(folder).is_dir() and os.access(folder, os.W_OK | os.X_OK)

@@ -53,7 +53,8 @@ from tasks.caching.plan import (
     waits_for,
 )
 from tasks.caching.records import Record, digest_of
-from tasks.caching.store import FORMAT, Store, content_digest
+from tasks.caching.store import FORMAT, Store
+from tasks.caching.values import content_digest
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from tasks.caching.basics import LadderError, clean, told
-from tasks.caching.memory import insist_on_room
+from tasks.caching.machine import insist_on_room
 from tasks.caching.stage import Run, stage
-from tasks.caching.store import Stack
+from tasks.caching.values import Stack
 from tasks.images.pillow import MAX_PIXELS, read_image, resized
 from tasks.images.png import plain_images
 from tasks.images.scan import Files, read_files, read_listing

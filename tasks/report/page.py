@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tasks.caching.process import CORES
 from tasks.caching.stage import Run, stage
-from tasks.caching.store import Stack
+from tasks.caching.values import Stack
 from tasks.report import pictures, words
 from tasks.report.measures import (
     answer,

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from tasks.caching.store import Stack
+from tasks.caching.values import Stack
 from tasks.report.words import duration
 
 TILE = 56  # longest side of a tile in pixels; larger images are scaled down

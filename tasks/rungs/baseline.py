@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import stage
-from tasks.caching.store import Stack
+from tasks.caching.values import Stack
 
 BLOCK = 16_000_000  # numbers in float32 at a time, that memory holds little beside the images
 

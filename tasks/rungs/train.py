@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from tasks.caching.basics import LadderError, write_atomic
-from tasks.caching.memory import insist_on_room
+from tasks.caching.machine import insist_on_room
 from tasks.caching.process import CORES
 from tasks.caching.stage import Run, stage
-from tasks.caching.store import Stack, Weights
+from tasks.caching.values import Stack, Weights
 from tasks.rungs.building import check_numbers, contents, fill, new_model, seeded, try_out
 from tasks.rungs.losses import LOSSES
 from tasks.rungs.models import MODELS, initialize

@@ -18,7 +18,7 @@ from torch import Tensor
 from flows.ladder import open_session
 from tasks.caching.process import keep_freed_memory
 from tasks.caching.stage import Run
-from tasks.caching.store import Stack
+from tasks.caching.values import Stack
 from tasks.caching.yielding import yield_to_others
 from tasks.images.decode import decode
 from tasks.images.scan import Folder, scan
