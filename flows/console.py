@@ -18,7 +18,7 @@ from rich.table import Column
 from rich.text import Text
 
 from tasks.caching.basics import printable
-from tasks.report.words import evidence, mark, skipped_in_brief
+from tasks.report.words import evidence, mark, per_hundred, skipped_in_brief
 
 if TYPE_CHECKING:
     from tasks.caching.plan import Planned
@@ -324,10 +324,11 @@ def print_ladder(folder: Path) -> None:
 
     def row(label: str, entry: dict[str, Any], accuracy: float) -> list[str]:
         low, high = entry["interval"]
-        even = [f"{entry['balanced_accuracy']:.2%}"] if unequal else []
+        even = [f"{per_hundred(entry['balanced_accuracy'])}%"] if unequal else []
         seconds = f"{entry['seconds']:.1f}" if "seconds" in entry else ""
         note = ", ".join(filter(None, [mark(results, label), "cached" * entry.get("cached", 0)]))
-        return [label, f"{accuracy:.2%}", f"{low:.1%} to {high:.1%}", *even, seconds, note]
+        span = f"{per_hundred(low, 1)}% to {per_hundred(high, 1)}%"
+        return [label, f"{per_hundred(accuracy)}%", span, *even, seconds, note]
 
     guessing = ["guessing", f"{results['random_baseline']:.2%}", *[""] * (len(head) - 2)]
     baselines = [row(each["label"], each, each["accuracy"]) for each in results["baselines"]]

@@ -205,7 +205,7 @@ def test_compare_in_words() -> None:
     assert "less than once in 1,000 times: a real step up" in luck(compare(upper, lower))
     assert "a real step down" in luck(compare(lower, upper))
     assert "told from luck" in luck(compare(upper, ~lower))
-    assert luck(compare(upper, upper)) == "Both answer every image alike."
+    assert luck(compare(upper, upper)) == "Both get the same images right."
 
 
 def test_results(results: dict) -> None:

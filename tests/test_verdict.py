@@ -279,6 +279,12 @@ def test_cheaper_is_only_what_beats_the_baseline_too() -> None:
     said = {"a": (0.7, mostly(0.52)), "b": (0.8, mostly(0.96)), "c": (0.9, mostly(0.97))}
     results = climbed(said, [50, 50], [50, 50], seconds={"a": 1.0, "b": 2.0, "c": 9.0})
     assert results["answer"]["cheaper_and_as_good"]["label"] == "b"
+    sizes = {"training": [100, 1000], "testing": [100, 1000]}
+    fair = np.where(np.arange(1100) < 50, 1, np.repeat([0, 1], [100, 1000]))  # half of cat
+    said = {"a": (0.9, fair), "b": (0.95, mostly(0.96))}
+    results = climbed(said, **sizes, seconds={"a": 1.0, "b": 2.0})
+    assert results["answer"]["verdict"] == "yes"
+    assert results["answer"]["cheaper_and_as_good"] is None, "worse where classes count alike"
     worthless = {name: (v, mostly(0.5)) for name, (v, _) in said.items()}
     results = climbed(worthless, [50, 50], [50, 50], seconds={"a": 1.0, "b": 2.0, "c": 9.0})
     assert results["answer"]["cheaper_and_as_good"] is None
@@ -421,3 +427,60 @@ def test_what_may_be_learned_by_heart_is_no_yes() -> None:
     assert results["answer"]["against_baseline"]["p"] < 0.05
     assert results["headline"].startswith("Perhaps: ")
     assert "on those it does not beat the baselines." in results["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("known", "rungs", "headline", "warning"),
+    [
+        (45, {"a": (0.9, "wrong")}, "Perhaps: machine learning is ahead only on the testing images "
+         "that are not in training too.", "on those it is ahead of the baselines, but not beyond"),
+        (49, {"a": (0.9, "right")}, "Perhaps: machine learning is ahead here, but not beyond doubt",
+         "Without them a reads 0.00\xa0% and the best baseline 50.00\xa0% of 2: too few to tell."),
+        (45, {"a": (0.9, "nothing"), "b": (0.8, "right")}, "Perhaps: not the rung that is best on "
+         "validation, but another seems to beat", "on those it does not beat the baselines."),
+        (45, {"a": (0.9, "nothing")}, "No, ", "and the verdict is the same."),
+    ],
+)  # fmt: skip
+def test_known_images_speak_neither_for_nor_against(
+    known: int, rungs: dict[str, Any], headline: str, warning: str
+) -> None:
+    """Headline and warning agree, whatever was learned of the images that are in training too."""
+    training, testing = [stack(50, 0), stack(50, 1)], [stack(50, 500), stack(50, 501)]
+    for ours, theirs in zip(training, testing, strict=True):
+        theirs.digests[:known] = ours.digests[:known]
+
+    def answers(kind: str) -> Any:
+        by_heart = np.arange(100) % 50 < known
+        right = {"right": by_heart, "wrong": ~by_heart, "nothing": np.arange(100) % 2 < 1}[kind]
+        return lambda truth: np.where(right, truth, 1 - truth)
+
+    said = {name: (validated, answers(kind)) for name, (validated, kind) in rungs.items()}
+    results = climbed(said, [50, 50], [50, 50], stacks=(training, testing))
+    assert results["headline"].startswith(headline)
+    assert warning in results["warnings"][0]
+
+
+def test_only_all_is_a_hundred_percent() -> None:
+    """One mistake among 40,000 is seen, as is one hit; a calculated 1 that misses it is all."""
+    shares = [1, 1 - 1e-16, 1 - 1 / 40_000, 0.99994, 1 / 40_000, 1e-18, 0]
+    said = ["100.00", "100.00", "99.99", "99.99", "0.01", "0.00", "0.00"]
+    assert [words.per_hundred(share) for share in shares] == said
+    assert words.per_hundred(0.9996, 1) == "99.9"
+    assert words.span([0.99999, 1 - 1e-16]) == "99.99 to 100.00\xa0%"
+
+
+def test_sentences_agree_with_how_many_they_speak_of() -> None:
+    """One or several: commonest classes, classes without images; and no two stops in a row."""
+    results = climbed(
+        {"a": (0.9, mostly(0.9)), "b": (0.8, says(1))}, [1, 1, 1], [60, 0, 0], says(1)
+    )
+    told = everything(results)
+    assert 'saying "cat", one of the commonest classes in training,' in told
+    assert (
+        'No testing image is of "other", "third", so nothing here tells how they are read.' in told
+    )
+    assert '"other", "third" was held out for validation, so how they are read had no say' in told
+    assert ",;" not in told
+    assert words.spread({"training": [1, 300], "testing": [1, 1]}) == (
+        "1 to 300 training images in a class, 1 testing image in each class."
+    )

@@ -170,7 +170,7 @@ def answer(
     """The best rung against the best baseline, and the cheapest rung no worse than the best.
 
     truth: [N] int.  leaked: [N] bool, testing images that are in training too; what is found
-    without them comes as "without_leaks", and a "yes" must hold there too.
+    without them comes as "without_leaks", and a "yes" or "no" must hold there too.
     left_out: what of the default ladder did not run.
     """
     if not results["rungs"]:
@@ -179,8 +179,8 @@ def answer(
     unequal = results["health"]["unequal"]
     found = judge(best["label"], results["baselines"], sheets, truth, unequal=unequal)
     without = _without(leaked, best["label"], found["verdict"], results, sheets, truth)
-    if without and found["verdict"] == "yes" != without["verdict"]:
-        found["verdict"] = "unclear"  # it may have been learned by heart
+    if without and found["verdict"] != (without["verdict"] or "no"):
+        found["verdict"] = "unclear"  # it may have been learned by heart, or wrongly so
     ahead: list[str] = []
     if found["verdict"] == "no":
         ahead = _others_ahead(results, sheets, truth)
@@ -198,7 +198,7 @@ def answer(
         "too_few": len(truth) < ENOUGH,
         "others_ahead": ahead,
         "left_out": left_out,
-        "cheaper_and_as_good": _cheapest(best["label"], found["baseline"], others, sheets),
+        "cheaper_and_as_good": _cheapest(best["label"], others, results, sheets, truth),
     }
 
 
@@ -228,10 +228,11 @@ def _without(
     unequal = results["health"]["unequal"]
     found = judge(best, results["baselines"], fresh, truth[~leaked], unequal=unequal)
     n = len(fresh[best])
+    told = found["verdict"] if n >= ENOUGH else None
     return {
         "images": n,
-        "verdict": found["verdict"] if n else None,
-        "same": found["verdict"] == verdict,
+        "verdict": told,
+        "same": told == verdict,
         "baseline": found["baseline"],
         "accuracy": fresh[best].sum().item() / n if n else None,
         "baseline_accuracy": fresh[found["baseline"]].sum().item() / n if n else None,
@@ -239,13 +240,19 @@ def _without(
 
 
 def _cheapest(
-    best: str, baseline: str, others: list[dict[str, Any]], sheets: Mapping[str, np.ndarray]
-) -> dict[str, Any] | None:
-    """The cheapest rung that beats the baseline and is not provably worse than the best one."""
+    best: str, others: list[dict[str, Any]], results: dict[str, Any],
+    sheets: Mapping[str, np.ndarray], truth: np.ndarray,
+) -> dict[str, Any] | None:  # fmt: skip
+    """The cheapest rung that beats the baselines and is not provably worse than the best one."""
+    unequal = results["health"]["unequal"]
     for rung in sorted(others, key=lambda rung: rung["seconds"]):
         own = sheets[rung["label"]]
-        gained, test = compare(own, sheets[baseline]), compare(sheets[best], own)
-        if test["p"] >= SURE > gained["p"] and gained["won"] > gained["lost"]:
+        beats = judge(rung["label"], results["baselines"], sheets, truth, unequal=unequal)
+        test = compare(sheets[best], own)
+        chances = [test["p"]]
+        if unequal:
+            chances.append(compare_classes(sheets[best], own, truth)["p"])
+        if beats["verdict"] == "yes" and min(chances) >= SURE:
             return {"label": rung["label"], **test}
     return None
 

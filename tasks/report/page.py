@@ -189,6 +189,7 @@ def floors(
     said: list[tuple[str, str | None, Tensor]] = [
         (f"mean image, {each['distance']}", each["distance"], each["said"]) for each in nearest
     ]
+    counts = [len(stack.names) for stack in training]
     found, sheets = [], {}
     for label, distance, answers in [*said, ("commonest class", None, always)]:
         sheets[label] = answers.numpy() == truth
@@ -198,6 +199,7 @@ def floors(
                 "label": label,
                 "distance": distance,
                 "says": None if distance else classes[most],
+                "tied": distance is None and counts.count(counts[most]) > 1,
                 "accuracy": accuracy,
                 "interval": wilson(accuracy, len(truth)),
                 **scores(confusion_of(truth, answers.numpy(), len(classes))),
@@ -316,7 +318,7 @@ def _ladder(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The head and the rows of the ladder's table."""
     head = ["rung", "testing accuracy", "95 % interval", "balanced accuracy", "macro F1",
             "validation", "training time"]  # fmt: skip
-    rows = [["random", percent(results["random_baseline"]), "", "", "", "", ""]]
+    rows = [["guessing", percent(results["random_baseline"]), "", "", "", "", ""]]
     rows += [
         [b["label"], percent(b["accuracy"]), span(b["interval"]),
          percent(b["balanced_accuracy"]), f"{b['macro_f1']:.4f}", "", ""]
@@ -383,12 +385,14 @@ def template(text: str) -> jinja2.Template:
     )
     environment.filters.update(
         name=readable,
+        per_hundred=words.per_hundred,
         percent=percent,
         interval=span,
         duration=duration,
         luck=words.luck,
         doing=words.doing,
         heat=_heat,
+        spread=words.spread,
         moment=words.moment,
     )
     return environment.from_string(text)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.caching.values import Stack
-from tasks.report.words import duration
+from tasks.report.words import duration, per_hundred
 
 TILE = 56  # longest side of a tile in pixels; larger images are scaled down
 COLUMNS = 16  # tiles in one row of a sheet
@@ -203,8 +203,8 @@ def ladder(
         odds = [_log_odds(rung["testing_accuracy"], n)]
         odds += [_log_odds(share, n) for share in rung["interval"]]
         _rung(accuracy, cost, rung, label, odds, y, ACCENT if y == best else INK)
-    told = [f"{rung['label']} {100 * rung['testing_accuracy']:.2f} %" for rung in rungs]
-    told += [f"{name} {100 * value:.2f} %" for name, value in floors.items()]
+    told = [f"{rung['label']} {per_hundred(rung['testing_accuracy'])} %" for rung in rungs]
+    told += [f"{name} {per_hundred(value)} %" for name, value in floors.items()]
     return _svg(figure, f"ladder-{width}", f"Accuracy of every rung: {'; '.join(told)}.")
 
 
@@ -241,7 +241,7 @@ def _rung(
     words, track = y + 0.26, y - 0.13
     style = {"color": colour, "va": "center", "parse_math": False, "bbox": PAPER}
     accuracy.text(low, words, label, **style)
-    accuracy.text(high, words, f"{100 * rung['testing_accuracy']:.2f} %", ha="right", **style)
+    accuracy.text(high, words, f"{per_hundred(rung['testing_accuracy'])} %", ha="right", **style)
     accuracy.plot([low, high], [track, track], color=RULE, lw=1, zorder=0)
     accuracy.plot(odds[1:], [track, track], color=colour, lw=3)
     accuracy.plot(odds[:1], [track], "o", color=colour, ms=8)
@@ -289,8 +289,8 @@ def curves(rungs: Sequence[dict[str, Any]], validation_images: int, width: int) 
         place = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(f"{i}", (epoch, taken[epoch]), color=INK, annotation_clip=False, **place)
     told = [
-        f"{i}. {r['label']} {100 * line[-1][1]:.2f} %"
-        for i, (r, line) in enumerate(zip(rungs, lines, strict=True), 1)
+        f"{i}. {rung['label']} {per_hundred(1 - rung['history'][-1]['validation_accuracy'])} %"
+        for i, rung in enumerate(rungs, 1)
     ]
     return _svg(
         figure, f"curves-{width}", f"Validation error after the last epoch: {'; '.join(told)}."

@@ -18,14 +18,21 @@ FEW_TO_CHOOSE = 100  # validation images that can hardly tell rungs apart
 JOINERS = "\u200c\u200d"  # harmless, and part of emoji and of several scripts
 
 
+def per_hundred(share: float, digits: int = 2) -> str:
+    """0.99412 -> "99.41".  Only all is 100.00 and only nothing 0.00, however near others come."""
+    least = 10.0**-digits
+    near = 1e-9 < share < 1 - 1e-9  # what is calculated may miss 0 and 1 by a hair
+    return f"{min(max(100 * share, least), 100 - least) if near else 100 * share:.{digits}f}"
+
+
 def percent(share: float | None) -> str:
     """0.99412 -> "99.41 %", with a space that does not break; a dash when there is no number."""
-    return "-" if share is None else f"{100 * share:.2f}\N{NO-BREAK SPACE}%"
+    return "-" if share is None else f"{per_hundred(share)}\N{NO-BREAK SPACE}%"
 
 
 def span(interval: list[float]) -> str:
     """[0.9445, 0.9531] -> "94.45 to 95.31 %"."""
-    return f"{100 * interval[0]:.2f} to {percent(interval[1])}"
+    return f"{per_hundred(interval[0])} to {percent(interval[1])}"
 
 
 def duration(seconds: float | None) -> str:
@@ -74,7 +81,7 @@ def count(number: int, what: str, many: str = "") -> str:
 def luck(test: dict[str, Any]) -> str:
     """What a paired test says, in words."""
     if test["won"] + test["lost"] == 0:
-        return "Both answer every image alike."
+        return "Both get the same images right."
     if test["p"] < 0.001:
         chance = "less than once in 1,000 times"
     elif test["p"] < 0.01:
@@ -108,7 +115,10 @@ def headline(results: dict[str, Any]) -> str:
             "no": "What ran does not beat the baselines; it was not the whole ladder.",
         }[found["verdict"]]
     if found["others_ahead"]:
-        return "Perhaps: not the rung that is best on validation, but another beats the baselines."
+        return (
+            "Perhaps: not the rung that is best on validation, but another seems to beat the "
+            "baselines."
+        )
     return {
         "yes": "Yes, machine learning is worth it here.",
         "unclear": f"Perhaps: machine learning is ahead {_how_far(found)}.",
@@ -117,9 +127,12 @@ def headline(results: dict[str, Any]) -> str:
 
 
 def _how_far(found: dict[str, Any]) -> str:
-    if found["balanced"] and found["gain"] <= 0:
+    fair = found["balanced"]["gain"] if found["balanced"] else found["gain"]
+    if max(found["gain"], fair) <= 0:
+        return "only on the testing images that are not in training too"
+    if found["gain"] <= 0:
         return "by balanced accuracy, but not by accuracy"
-    if found["balanced"] and found["balanced"]["gain"] <= 0:
+    if fair <= 0:
         return "by accuracy, but not by balanced accuracy"
     return "here, but not beyond doubt"
 
@@ -174,7 +187,7 @@ def _balance(results: dict[str, Any]) -> str:
     return (
         "The classes are unequal, so the verdict asks for balanced accuracy too, in which each "
         f"class counts alike: {percent(best['balanced_accuracy'])} against "
-        f"{percent(fair['balanced_accuracy'])} by {doing(fair)}; {step}."
+        f"{percent(fair['balanced_accuracy'])} by {doing(fair).rstrip(',')}; {step}."
     )
 
 
@@ -221,7 +234,8 @@ def doing(baseline: dict[str, Any]) -> str:
     """What a baseline does, as in "simply ... reads 90 %"."""
     if baseline["distance"]:
         return f"picking the nearest average image ({baseline['distance']})"
-    return f"always saying {quoted(baseline['says'])}, the commonest class in training,"
+    which = "one of the commonest classes" if baseline["tied"] else "the commonest class"
+    return f"always saying {quoted(baseline['says'])}, {which} in training,"
 
 
 def _rung(results: dict[str, Any], label: str) -> dict[str, Any]:
@@ -280,7 +294,9 @@ def _without(results: dict[str, Any], without: dict[str, Any]) -> str:
         f"Without them {best} reads {percent(without['accuracy'])} and the best baseline "
         f"{percent(without['baseline_accuracy'])} of {without['images']:,}"
     )
-    if without["same"]:
+    if without["verdict"] is None:
+        return f"{said}: too few to tell."
+    if without["same"] and not results["answer"]["others_ahead"]:
         return f"{said}, and the verdict is the same."
     verdict = {
         "yes": "beats the baselines",
@@ -354,8 +370,8 @@ def _unvalidated(results: dict[str, Any]) -> list[str]:
     if not none:
         return []
     return [
-        f"No image of {several(none)} was held out for validation, so how that is read had no say "
-        "in which rung is best. Add images, or hold out a larger share."
+        f"No image of {several(none)} was held out for validation, so how {_they(none)} read had "
+        "no say in which rung is best. Add images, or hold out a larger share."
     ]
 
 
@@ -377,7 +393,25 @@ def _untested(results: dict[str, Any]) -> list[str]:
     none = [quoted(name) for name, n in zip(names, counts, strict=True) if not n]
     if not none:
         return []
-    return [f"No testing image is of {several(none)}, so nothing here tells how that is read."]
+    return [
+        f"No testing image is of {several(none)}, so nothing here tells how {_they(none)} read."
+    ]
+
+
+def _they(names: list[str]) -> str:
+    return "that is" if len(names) == 1 else "they are"
+
+
+def spread(counts: dict[str, list[int]]) -> str:
+    """How unequal the classes are, in training and in testing.  counts: split -> images [C]."""
+    said = []
+    for split, each in counts.items():
+        least, most = min(each), max(each)
+        if most == least:
+            said.append(f"{count(most, f'{split} image')} in each class")
+        else:
+            said.append(f"{least:,} to {count(most, f'{split} image')} in a class")
+    return f"{', '.join(said)}."
 
 
 NOTHING_SKIPPED = "Nothing in the dataset's folder was skipped."
