@@ -28,8 +28,9 @@ from tasks.caching.stage import Session, Settings, begin, matches
 from tasks.images.decode import decode
 from tasks.images.fetch import RESERVED, fetch
 from tasks.images.scan import scan
+from tasks.report.artifacts import announce
 from tasks.report.page import report
-from tasks.report.publish import announce, publish
+from tasks.report.publish import publish
 from tasks.rungs.baseline import DISTANCES, baseline, mean
 from tasks.rungs.limits import (
     Command,

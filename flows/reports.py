@@ -146,7 +146,7 @@ def has_screen() -> bool:
 def compare(before: str, now: str) -> dict[str, Any]:
     """Hold two runs against each other, each named as for `find_report`.
 
-    Gives what `tasks.report.publish.comparison` gives, with the folders as "from" and "to".
+    Gives what `tasks.report.comparison.comparison` gives, with the folders as "from" and "to".
     Raises LadderError for a run that is not there or cannot be compared.
     """
     folders = [find_report(run) for run in (before, now)]
@@ -167,7 +167,7 @@ def _results(folder: Path) -> dict[str, Any]:
 
 
 def _comparison(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    from tasks.report.publish import comparison
+    from tasks.report.comparison import comparison
 
     try:
         return comparison(old, new)
@@ -180,7 +180,7 @@ def _comparison(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def print_comparison(compared: dict[str, Any]) -> None:
     """Two runs, rung by rung: both accuracies, what moved and whether by luck, and why."""
-    from tasks.report.publish import moved
+    from tasks.report.comparison import moved
 
     def percent(share: float | None) -> str:
         return "-" if share is None else f"{share:.2%}"

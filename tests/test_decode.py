@@ -27,13 +27,14 @@ from tasks.caching import machine
 from tasks.caching.basics import LadderError, StageError, told
 from tasks.caching.stage import Run, Session, Settings
 from tasks.caching.values import Stack
+from tasks.images import canvas, folders, listings
 from tasks.images import decode as chapter
-from tasks.images import pillow
-from tasks.images import scan as scanning
-from tasks.images.decode import decode_rows
-from tasks.images.pillow import ADAM7
-from tasks.images.png import FEWEST, plain_images
-from tasks.images.scan import Files, Listing
+from tasks.images import png as careful
+from tasks.images.canvas import decode_rows
+from tasks.images.listings import Listing
+from tasks.images.plain import FEWEST, plain_images
+from tasks.images.png import ADAM7
+from tasks.images.scan import Files
 
 decode = chapter.decode.fn
 HERE = Path("training/7")
@@ -772,11 +773,11 @@ def test_a_size_holds_one_image_at_full_size_at_a_time(
     files = files_of(tmp_path, {f"{i}.png": flat for i in range(10)})
     alive: list[weakref.ref[Image.Image]] = []
     most = 0
-    read_image = chapter.read_image
+    read_image = canvas.read_image
 
     def watched(data: bytes, path: Path, size: tuple[int, int] | None) -> np.ndarray:
         nonlocal most
-        with mock.patch.object(pillow, "_loaded", loaded):
+        with mock.patch.object(careful, "loaded", loaded):
             image = read_image(data, path, size)
         most = max(most, sum(each() is not None for each in alive))
         return image
@@ -786,8 +787,8 @@ def test_a_size_holds_one_image_at_full_size_at_a_time(
         alive.append(weakref.ref(image))
         return image
 
-    load = pillow._loaded
-    monkeypatch.setattr(chapter, "read_image", watched)
+    load = careful.loaded
+    monkeypatch.setattr(canvas, "read_image", watched)
     assert decode(files, (3, 4)).images.shape == (10, 3, 4)
     assert (len(alive), most) == (10, 0)
 
@@ -883,7 +884,7 @@ class Memory:
     def decode(self, files: Files, size: tuple[int, int] | None = None) -> Stack:
         """The stack, remembered for later calls."""
         self.read, self.looks = [], 0
-        read_files = scanning.read_files
+        read_files = folders.read_files
 
         def spy(folder: Path, names: Iterable[str]) -> Iterator[bytes]:
             self.read += names
@@ -891,7 +892,7 @@ class Memory:
 
         with mock.patch.object(chapter, "read_files", spy):
             stack = decode(files, size, run=Run(cache=self.root, earlier=self.earlier))
-        listing = scanning._write_listing(self.root, Listing(files.names, files.digests))
+        listing = listings.write_listing(self.root, Listing(files.names, files.digests))
         self.results.insert(0, ([listing], stack))
         return stack
 

@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.images import archives
+from tasks.images import archives, placing
 from tasks.images import fetch as chapter
 from tasks.images.fetch import Archive, fetch
 
@@ -474,7 +474,7 @@ def test_a_fetch_that_is_killed_leaves_the_old_or_the_new(
     """At whichever step of the change; also where names cannot change places at once."""
     take(tar(), root)
     if step > 1:
-        monkeypatch.setattr(chapter.ctypes, "CDLL", Libc)
+        monkeypatch.setattr(placing.ctypes, "CDLL", Libc)
     renamed = Path.rename
     left_over = [step]
 

@@ -26,7 +26,7 @@ from tasks.caching.basics import DamagedError, LadderError, point_to, pointed_at
 from tasks.caching.records import checked, digest_of
 from tasks.caching.store import Store
 from tasks.caching.values import Stack, content_name
-from tasks.images import scan
+from tasks.images import listings
 from tasks.report.publish import place
 
 KEY, OTHER = key_of("key"), key_of("other")
@@ -364,8 +364,8 @@ def test_what_is_no_file_is_never_waited_for(
     for stage, name in (("train", "train1"), ("decode", "decode1")):
         with contextlib.suppress(DamagedError):
             assert store.get(stage, key_of(name)) is None  # a link that leads nowhere
-    assert scan.read_listing(root, listing.stem) is None
-    assert scan._read_index(root / "scans" / "x.arrow") == {}
+    assert listings.read_listing(root, listing.stem) is None
+    assert listings.read_index(root / "scans" / "x.arrow") == {}
     assert store.last("tiny", "train") is None
     assert list(store.memories()) == []
     assert memory.recall() is None
@@ -542,7 +542,7 @@ def test_what_cannot_be_read_now_is_not_called_damaged(
         lambda: chain.store.load(value),
         lambda: chain.store.set_aside("train", key),
         lambda: list(upkeep.verify(chain.store)),
-        lambda: scan.read_listing(chain.store.root, key_of("listing1")),
+        lambda: listings.read_listing(chain.store.root, key_of("listing1")),
         lambda: read_regular(chain.record("train", "train1")),
     ]
     for act in acts:

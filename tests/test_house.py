@@ -14,9 +14,40 @@ from flows import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = {  # the wings and their chapters, in reading order
-    "images": ["layout", "scan", "png", "pillow", "decode", "archives", "fetch"],
+    "images": [
+        "folders",
+        "layout",
+        "listings",
+        "scan",
+        "plain",
+        "pillow",
+        "png",
+        "jpeg",
+        "kinds",
+        "canvas",
+        "decode",
+        "tar",
+        "archives",
+        "download",
+        "placing",
+        "fetch",
+    ],
     "rungs": ["baseline", "models", "building", "limits", "losses", "recipes", "train"],
-    "report": ["measures", "words", "pictures", "page", "publish"],
+    "report": [
+        "measures",
+        "verdict",
+        "health",
+        "words",
+        "beware",
+        "findings",
+        "markdown",
+        "tiles",
+        "plots",
+        "page",
+        "comparison",
+        "artifacts",
+        "publish",
+    ],
 }
 ORDER = [f"{wing}.{chapter}" for wing, chapters in CHAPTERS.items() for chapter in chapters]
 ENGINE = [

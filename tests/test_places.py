@@ -16,7 +16,7 @@ from flows.ladder import command_of, find_dataset, open_session, run_name
 from tasks.caching.basics import LadderError, redacted
 from tasks.caching.places import find_place
 from tasks.caching.plan import asleep
-from tasks.report.publish import _slug
+from tasks.report.artifacts import slug_of
 
 Make = Callable[..., None]
 
@@ -50,7 +50,7 @@ def test_two_places_never_share_a_history(make: Make) -> None:
              "my set", "a:b", "sub/folder"]  # fmt: skip
     homes = [home(each) for each in given]
     assert len(set(homes)) == len(given)
-    assert len({_slug(each) for each in homes}) == len(given)
+    assert len({slug_of(each) for each in homes}) == len(given)
     assert (home("digits"), home("mnist")) == ("digits", "mnist")
     assert all(Path(each).name == each and each.isascii() and " " not in each for each in homes)
 
@@ -60,9 +60,9 @@ def test_what_is_right_under_the_data_root_keeps_its_plain_name(make: Make) -> N
     names = ["Größe", "my pets", "a:b", "-x", "猫", "a" * 255]
     make(*(f"data/{name}" for name in names))
     assert [home(name) for name in names] == names
-    slugs = [_slug(name) for name in [*names, "my-pets", "MNIST", "mnist", "犬"]]
+    slugs = [slug_of(name) for name in [*names, "my-pets", "MNIST", "mnist", "犬"]]
     assert len(set(slugs)) == len(slugs)
-    assert _slug("mnist") == "mnist"
+    assert slug_of("mnist") == "mnist"
 
 
 @pytest.mark.parametrize(

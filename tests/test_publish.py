@@ -10,7 +10,9 @@ import pytest
 from test_report import HOSTILE, Page, climb, shape_of
 
 from tasks.caching.plan import FIRST, Outcome, Planned
-from tasks.report.publish import comparison, ladder_table, moved, place, plan_table, stages_table
+from tasks.report.artifacts import ladder_table, plan_table, stages_table
+from tasks.report.comparison import comparison, moved
+from tasks.report.publish import place
 
 FIRST_RUN = "2024-01-01T00:00:00Z"
 SECOND_RUN = "2024-01-02T00:00:00Z"

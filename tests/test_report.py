@@ -20,9 +20,11 @@ import torch
 
 from tasks.caching.stage import Outcome, Run
 from tasks.caching.values import Stack, Weights
-from tasks.report import pictures
-from tasks.report.measures import compare, health, mcnemar, wilson
-from tasks.report.page import TEMPLATE, markdown, report
+from tasks.report import plots, tiles
+from tasks.report.health import health
+from tasks.report.markdown import markdown
+from tasks.report.measures import compare, mcnemar, wilson
+from tasks.report.page import TEMPLATE, report
 from tasks.report.words import luck, readable
 from tasks.rungs.recipes import Recipe
 
@@ -344,7 +346,7 @@ def test_hostile_names_in_markdown() -> None:
 
 def test_dollars_are_text_in_plots() -> None:
     """A label with dollar signs is drawn as it is, not parsed as mathematics."""
-    drawn = pictures.ladder(
+    drawn = plots.ladder(
         [
             {
                 "label": "$x$ <b> $\\frac{",
@@ -428,7 +430,7 @@ def test_contrast(scheme: int) -> None:
         for words in ("ink", "muted", "accent"):
             assert contrast(colours[words], colours[ground]) >= 4.5, (words, ground)
     assert contrast(colours["warn-ink"], colours["warn"]) >= 4.5
-    for i in range(pictures.SERIES):
+    for i in range(plots.SERIES):
         assert contrast(colours[f"series-{i}"], colours["card"]) >= 3, i
     bad, card = ([int(colours[c][i : i + 2], 16) for i in (1, 3, 5)] for c in ("bad", "card"))
     mixed = [round(0.52 * b + 0.48 * c) for b, c in zip(bad, card, strict=True)]
@@ -439,14 +441,14 @@ def test_mistakes() -> None:
     """The mistakes shown are wrong ones, the surest first, each with its own file and picture."""
     testing = [stack(3, 1), stack(2, 2)]
     sure = [[0.9, 0.1], [0.3, 0.7], [0.05, 0.95], [0.2, 0.8], [0.6, 0.4]]
-    found = pictures.mistakes({"probabilities": torch.tensor(sure)}, testing)
+    found = tiles.mistakes({"probabilities": torch.tensor(sure)}, testing)
     assert [(c["name"], c["truth"], c["said"]) for c in found["cases"]] == [
         ("1-2.png", 0, 1),
         ("1-1.png", 0, 1),
         ("2-1.png", 1, 0),
     ]
     assert found["cases"][0]["sure"] == pytest.approx(0.95)
-    assert pictures.mistakes({"probabilities": torch.eye(2)[[0, 0, 0, 1, 1]]}, testing) == {
+    assert tiles.mistakes({"probabilities": torch.eye(2)[[0, 0, 0, 1, 1]]}, testing) == {
         "sheet": None,
         "cases": [],
     }
@@ -457,12 +459,12 @@ def test_linear_weights(turned: bool) -> None:
     """A weight is drawn at its pixel, whichever way round the matrix lies; a network has none."""
     matrix = torch.zeros(3, 30)
     matrix[1, 7] = 1.0  # class 1, row 1, column 2 of a 6x5 image
-    found = pictures._linear({"weight": matrix.T if turned else matrix}, (6, 5))
+    found = tiles._linear({"weight": matrix.T if turned else matrix}, (6, 5))
     assert found is not None
     assert found.shape == (3, 6, 5)
     assert found[1, 1, 2] == 1
     assert found.sum() == 1
-    assert pictures._linear({"a": torch.ones(30, 8), "b": torch.ones(8, 3)}, (6, 5)) is None
+    assert tiles._linear({"a": torch.ones(30, 8), "b": torch.ones(8, 3)}, (6, 5)) is None
 
 
 def test_many_classes_stay_small() -> None:

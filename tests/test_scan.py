@@ -16,6 +16,7 @@ import pytest
 
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
+from tasks.images import folders
 from tasks.images import scan as chapter
 from tasks.images.scan import Dataset, scan
 
@@ -37,7 +38,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 def were_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were read, as they are read."""
     names: list[str] = []
-    read_files = chapter.read_files
+    read_files = folders.read_files
 
     def spy(folder: Path, wanted: Iterable[str]) -> Iterator[bytes]:
         wanted = list(wanted)
@@ -296,7 +297,7 @@ def test_what_became_endless_after_it_was_listed_is_not_waited_for(tmp_path: Pat
         file.truncate(2**32)
     (tmp_path / "fine.png").write_bytes(b"fine")
     names = ["pipe.png", "zero.png", "grown.png", "gone.png", "fine.png"]
-    pipe, *others, fine = chapter.read_files(tmp_path, names)
+    pipe, *others, fine = folders.read_files(tmp_path, names)
     assert pipe == b""
     assert [re.sub(f"{tmp_path}/", "", str(each)) for each in others] == [
         "zero.png is no regular file any more: run again",
@@ -500,7 +501,7 @@ def test_inodes_beyond_63_bits_are_compared_too() -> None:
 def test_a_file_of_many_reads_is_read_whole(tmp_path: Path) -> None:
     for size in (0, 65535, 65536, 65537, 200_000):
         (tmp_path / f"{size}").write_bytes(os.urandom(size))
-        (data,) = chapter.read_files(tmp_path, [f"{size}"])
+        (data,) = folders.read_files(tmp_path, [f"{size}"])
         assert data == (tmp_path / f"{size}").read_bytes()
 
 

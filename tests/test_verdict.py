@@ -16,9 +16,10 @@ from flows.console import verdict
 from tasks.caching.stage import Outcome, Run
 from tasks.caching.values import Stack
 from tasks.report import words
+from tasks.report.artifacts import ladder_table
+from tasks.report.findings import findings
+from tasks.report.markdown import markdown
 from tasks.report.measures import compare_classes, mcnemar, scores
-from tasks.report.page import findings, markdown
-from tasks.report.publish import ladder_table
 from tasks.rungs.recipes import Recipe
 
 

@@ -3,8 +3,9 @@
 In comes a dataset's folder, as people have it; out comes, for each class folder,
 images[N, H, W] or images[N, H, W, 3] uint8 with a file name and a pixel digest per row.
 
-Read in this order:  `layout`, what kind of folder it is, its splits and classes;  `scan`, what is
-in it now, names, stat and digests;  `png`, many small plain PNGs at once;  `pillow`, everything
-else, with care;  `decode`, the stage that makes the stack;  `archives` and `fetch`, how a dataset
-comes from elsewhere.
+Read in this order.  What there is:  `folders`, what lies in one;  `layout`, what kind of dataset
+it is;  `listings`, what was seen before;  `scan`, what is there now, names, stat and digests.
+Pixels:  `plain`, many small plain PNGs at once;  `pillow`, one image with care;  `png`;  `jpeg`;
+`kinds`, what a file is if not those;  `canvas`, rows of a stack from bytes;  `decode`, the stage.
+A dataset from elsewhere:  `tar`;  `archives`;  `download`;  `placing`;  `fetch`.
 """

@@ -7,7 +7,6 @@ neither disk nor memory takes more than what the archive's own size allows.
 from __future__ import annotations
 
 import bz2
-import codecs
 import gzip
 import lzma
 import os
@@ -19,16 +18,16 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from tasks.caching.basics import LadderError, printable
 from tasks.caching.stage import Run
+from tasks.images.kinds import what_begins
 from tasks.images.layout import TESTING, TRAINING, layout
+from tasks.images.tar import MAX_FILE, MAX_FILES, MAX_NAME, Readable, is_header, tar_members
 
-MAX_FILES, MAX_DEPTH = 2_000_000, 8
-MAX_FILE = 256_000_000  # bytes of one file
+MAX_DEPTH = 8
 MAX_RATIO = 200  # bytes unpacked for one packed: images hardly shrink, so beyond is a bomb
-MAX_NAME = 65_536  # bytes of a long name or an extended header
 MAX_MEMORY = 256 << 20  # bytes that unpacking xz may take; its strongest usual setting takes 65 MiB
 BROKEN = (
     *(gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
@@ -36,50 +35,6 @@ BROKEN = (
 )
 WANTED = "wanted is a dataset as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz"
 NO_DATASET = "it holds no dataset: wanted are training/CLASS/*.png and testing/CLASS/*.png"
-# How files begin that people give instead of an archive.
-SIGNS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself (`git lfs pull` gets it)"),
-    (b"\x28\xb5\x2f\xfd", "packed with Zstandard"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"\x1f\x8b", "packed with gzip"),
-    (b"BZh", "packed with bzip2"),
-    (b"\xfd7zXZ", "packed with xz"),
-    (b"\x1f\x9d", "packed with compress"),
-    (b"\x04\x22\x4d\x18", "packed with LZ4"),
-    (b"LZIP", "packed with lzip"),
-    (b"]\0\0", "packed with the old LZMA"),
-    (b"PK", "a zip archive, or a part of one"),
-    (b"\x89PNG", "a single PNG image"),
-    (b"\xff\xd8\xff", "a single JPEG image"),
-    (b"GIF8", "a single GIF image"),
-    (b"RIFF", "a single WebP image or a film"),
-    (b"PAR1", "a Parquet file"),
-    (b"ARROW1", "an Arrow file"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"\x80\x02", "a Python pickle"),
-    (b"\x80\x03", "a Python pickle"),
-    (b"\x80\x04", "a Python pickle"),
-    (b"\x80\x05", "a Python pickle"),
-    (b"\0\0\x08", "an idx file, as MNIST's first archives hold"),
-    (b"SQLite format 3", "an SQLite database"),
-    (b"%PDF", "a PDF"),
-)
-TEXTS = (
-    ("<!doctype html", "an HTML page, perhaps of a login or an error, instead of the archive"),
-    ("<html", "an HTML page, perhaps of a login or an error, instead of the archive"),
-    ("<", "XML or HTML text, perhaps of an error, instead of the archive"),
-    ("{", "JSON text, perhaps of an error, instead of the archive"),
-    ("", "plain text"),
-)
-
-
-class Readable(Protocol):
-    """What can be read on and on."""
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes; fewer than asked for at the end alone."""
 
 
 def unpack(file: IO[bytes], size: int, folder: Path, note: str, run: Run) -> tuple[Path, list[str]]:
@@ -134,9 +89,6 @@ def _write(
     return [path for path in taken.values() if not path.endswith("/")]
 
 
-# Which folder it is
-
-
 def _dataset_in(folder: Path, files: list[str]) -> Path:
     """The one dataset in a folder, itself or below.  Raises ValueError that says what is there."""
     if not files:
@@ -186,34 +138,14 @@ def _listed(folder: Path) -> str:
     return printable(", ".join(names[:5])) + more
 
 
-# What kind of file it is
-
-
 def what_instead(start: bytes) -> str:
     """In words, what a file is that begins so and is no archive of images; nothing for an archive.
 
     start: its first 512 bytes, fewer where it has no more.
     """
-    if start.startswith((b"PK\3\4", b"PK\5\6", *PACKED)) or _is_header(start):
+    if start.startswith((b"PK\3\4", b"PK\5\6", *PACKED)) or is_header(start):
         return ""
-    return _what(start)
-
-
-def _what(start: bytes) -> str:
-    """In words, what begins so."""
-    if not start:
-        return "empty"
-    for sign, words in SIGNS:
-        if start.startswith(sign):
-            return words
-    try:
-        # By this decoder a letter may be cut at the end.
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(start).lstrip().lower()
-    except UnicodeDecodeError:
-        return "of an unknown kind"
-    if any(not c.isprintable() and not c.isspace() for c in text):
-        return "of an unknown kind"
-    return next(words for sign, words in TEXTS if text.startswith(sign))
+    return what_begins(start)
 
 
 def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
@@ -229,10 +161,12 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
         if start.startswith(sign):
             stream = opened(file)
             start = stream.read(512)
-            if not _is_header(start) and start != bytes(512):
-                raise ValueError(f"what is packed in it with {name} is {_what(start)}; {WANTED}")
-            return _tar_members(stream, start)
-    return _tar_members(stream, stream.read(512))
+            if not is_header(start) and start != bytes(512):
+                raise ValueError(
+                    f"what is packed in it with {name} is {what_begins(start)}; {WANTED}"
+                )
+            return tar_members(stream, start)
+    return tar_members(stream, stream.read(512))
 
 
 class Packed:
@@ -293,9 +227,6 @@ PACKED: dict[bytes, tuple[str, Callable[[IO[bytes]], Readable]]] = {
 }
 
 
-# What is in it
-
-
 def _claim(taken: dict[str, str], path: str, what: str) -> None:
     """Take a path; ValueError where a file system that ignores case or accents would clash."""
     if _folded(path) in taken:
@@ -322,92 +253,6 @@ def _plain_parts(name: str) -> list[str]:
     ):
         raise ValueError(f"{name[:200]!r} is no plain relative name")
     return parts
-
-
-def _tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each regular file of a tar archive (POSIX.1-2001 ustar and pax, GNU names).
-
-    Folders are passed over; anything else, links and devices above all, raises ValueError.
-    first: the first header, which has been read already.
-    """
-    extended: dict[str, str] = {}
-    for number in range(3 * MAX_FILES):
-        header = _exactly(file, 512) if number else first
-        if header == bytes(512):
-            file.read(MAX_NAME)  # the padding; at the end what it is packed in is checked
-            return
-        if not _is_header(header):
-            raise ValueError("a header of the tar archive is damaged")
-        kind, size = header[156:157], _number(header[124:136])
-        if kind in (b"x", b"g", b"L") and size <= MAX_NAME:
-            body = _exactly(file, size + -size % 512)[:size]
-            more = {"path": _text(body)} if kind == b"L" else _pax(body)
-            if kind == b"g" and more.keys() & {"path", "size"}:
-                raise ValueError("its global header renames every file")
-            extended |= more if kind != b"g" else {}
-            continue
-        name = _text(header[:100])
-        if header[257:263] == b"ustar\0" and header[345]:
-            name = f"{_text(header[345:500])}/{name}"
-        name, size = extended.get("path", name), int(extended.get("size", size))
-        is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
-        is_sparse = any(key.startswith("GNU.sparse") for key in extended)
-        if not is_folder and (kind not in (b"0", b"\0") or is_sparse):
-            raise ValueError(f"{name[:200]!r} is a link or a device, no file; pack it without")
-        if not 0 <= size <= (0 if is_folder else MAX_FILE):
-            raise ValueError(f"{name[:200]!r} is too large")
-        extended = {}
-        if not is_folder:
-            yield name, _exactly(file, size + -size % 512)[:size]
-    raise ValueError("it has too many members")
-
-
-def _is_header(header: bytes) -> bool:
-    """Whether 512 bytes are a header of a tar archive: they hold their own sum."""
-    digits = header[148:156].strip(b" \0")
-    if len(header) < 512 or not re.fullmatch(b"[0-7]+", digits):
-        return False
-    return sum(header) - sum(header[148:156]) + 8 * ord(" ") == int(digits, 8)
-
-
-def _exactly(file: Readable, size: int) -> bytes:
-    data = file.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
-def _number(field: bytes) -> int:
-    """A number of a tar header: octal text, or big-endian with the first bit set."""
-    if field[0] & 0x80:
-        return int.from_bytes(field) - (0x80 << 8 * (len(field) - 1))
-    digits = field.strip(b" \0") or b"0"
-    if not re.fullmatch(b"[0-7]+", digits):
-        raise ValueError("a header of the tar archive is damaged")
-    return int(digits, 8)
-
-
-def _text(field: bytes) -> str:
-    try:
-        return field.split(b"\0", 1)[0].decode()
-    except UnicodeDecodeError:
-        raise ValueError(f"the name {ascii(field[:60])[1:]} is not UTF-8") from None
-
-
-def _pax(body: bytes) -> dict[str, str]:
-    """The records of an extended header, each of them "LENGTH KEY=VALUE" and a line feed."""
-    records = {}
-    while body:
-        digits = body.partition(b" ")[0]
-        length = int(digits) if re.fullmatch(b"[0-9]{1,9}", digits) else 0
-        if not len(digits) < length <= len(body):
-            raise ValueError("an extended header is damaged")
-        key, _, value = body[len(digits) + 1 : length - 1].partition(b"=")
-        records[key.decode(errors="replace")] = value.decode(errors="replace")
-        body = body[length:]
-    if not re.fullmatch("[0-9]{1,20}", records.get("size", "0")):
-        raise ValueError("an extended header is damaged")
-    return records
 
 
 def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:

@@ -8,27 +8,25 @@ cannot be used are told at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import sha256
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
-from tasks.caching.basics import LadderError, clean, told
-from tasks.caching.machine import insist_on_room
+from tasks.caching.basics import LadderError, clean
 from tasks.caching.stage import Run, stage
 from tasks.caching.values import Stack
-from tasks.images.pillow import MAX_PIXELS, read_image, resized
-from tasks.images.png import plain_images
-from tasks.images.scan import Files, read_files, read_listing
+from tasks.images.canvas import Canvas, is_png, room
+from tasks.images.folders import read_files
+from tasks.images.listings import read_listing
+from tasks.images.pillow import MAX_PIXELS
+from tasks.images.scan import Files
 
 BLOCK_FILES, BLOCK_BYTES = 8192, 4_000_000  # of files read at a time
 LOOKS = 128  # earlier results to search: looking into more takes longer than decoding anew
-FEW = 3  # images of another size are told one by one; more of them are summed up
 
 
 @stage
@@ -71,7 +69,7 @@ def _stack(files: Files, size: tuple[int, int] | None, run: Run) -> Stack:
     shapes = {part.stack.images.shape[1:] for part in parts}
     if len(shapes) > 1:
         return _decoded(files, size, run)  # names the file that differs
-    images = _room(len(files.names), shapes.pop(), files.folder)
+    images = room(len(files.names), shapes.pop(), files.folder)
     digests = np.empty((len(files.names), 32), np.uint8)
     for part in parts:
         images[part.rows] = part.stack.images.numpy()[part.source]
@@ -101,7 +99,7 @@ def _known(files: Files, run: Run) -> Iterator[Part]:
         found = (old.digests[source] == files.digests[missing]).all(axis=1)
         # The same bytes under another suffix may be refused.
         found[found] = [
-            _is_png(files.names[row]) == _is_png(old.names[other])
+            is_png(files.names[row]) == is_png(old.names[other])
             for row, other in zip(missing[found], source[found], strict=True)
         ]
         if found.any():
@@ -116,10 +114,6 @@ def _starts(digests: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(digests[:, :8]).view(np.uint64).ravel()
 
 
-def _is_png(name: str) -> bool:
-    return name.lower().endswith(".png")
-
-
 def _decoded(files: Files, size: tuple[int, int] | None, run: Run) -> Stack:
     """All of the files, read and decoded block by block."""
     canvas = Canvas(files.folder, files.names)
@@ -128,76 +122,6 @@ def _decoded(files: Files, size: tuple[int, int] | None, run: Run) -> Stack:
         run.progress(done, len(files.names), "")
     images = canvas.finished()
     return Stack(torch.from_numpy(images), files.names, _pixel_digests(images))
-
-
-def decode_rows(
-    data: list[bytes], names: list[str], folder: Path, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """images[N, H, W] or [N, H, W, 3] uint8 from the bytes of N files of one folder."""
-    canvas = Canvas(folder, names)
-    canvas.decode(range(len(names)), data, size)
-    return canvas.finished()
-
-
-class Canvas:
-    """The images of a folder to be, filled row by row, and what stands against it."""
-
-    def __init__(self, folder: Path, names: list[str]) -> None:
-        self.folder = folder
-        self.names = names
-        self.images = np.empty(0, np.uint8)  # of the first image's shape
-        self.rows: dict[tuple[int, ...], list[int]] = {}  # by the shape of their images
-        self.problems: list[str] = []
-
-    def decode(self, rows: Sequence[int], data: list[bytes], size: tuple[int, int] | None) -> None:
-        """Fill these rows from the bytes of their files."""
-        are_png = all(_is_png(self.names[row]) for row in rows)
-        found, plain = plain_images(data if are_png else [])
-        if size is None and found:
-            self._put([rows[at] for at in found], plain)
-            if len(found) == len(rows):
-                return
-        done = dict(zip(found, plain, strict=True))
-        for at, (row, each) in enumerate(zip(rows, data, strict=True)):
-            if at not in done:
-                self._read(row, each, size)
-            elif size:
-                self._put([row], np.asarray(resized(Image.fromarray(done[at]), size))[None])
-
-    def finished(self) -> np.ndarray:
-        """The images[N, H, W] or [N, H, W, 3]; LadderError with a line for each problem."""
-        self.problems += _unlike(self.rows, self.names, self.folder)
-        if self.problems:
-            raise LadderError(told(self.problems))
-        return self.images
-
-    def _read(self, row: int, data: bytes, size: tuple[int, int] | None) -> None:
-        path = self.folder / self.names[row]
-        try:
-            image = read_image(data, path, size)
-        except LadderError as error:
-            self.problems.append(str(error))
-        except MemoryError:
-            raise LadderError(
-                f"{clean(path)}: there is too little memory to decode it; close other programs, "
-                "shrink it or remove it"
-            ) from None
-        else:
-            self._put([row], image[None])
-
-    def _put(self, rows: list[int], images: np.ndarray) -> None:
-        shape = images.shape[1:]
-        if not self.rows:
-            self.images = _room(len(self.names), shape, self.folder / self.names[rows[0]])
-        if shape == self.images.shape[1:]:
-            self.images[rows] = images
-        self.rows.setdefault(shape, []).extend(rows)
-
-
-def _room(count: int, shape: tuple[int, ...], like: Path) -> np.ndarray:
-    """An array for so many images; LadderError where they would take over half of the memory."""
-    insist_on_room(clean(like), count, shape, 0.5)
-    return np.empty((count, *shape), np.uint8)
 
 
 def _insist_on_size(size: tuple[int, int]) -> None:
@@ -240,39 +164,6 @@ def _scanned(
         problems.append(f"{path} changed while it was read; run again")
     same = np.flatnonzero(~changed)
     return [rows[at] for at in same], [data[at] for at in same]
-
-
-def _unlike(
-    rows: dict[tuple[int, ...], list[int]], names: list[str], folder: Path
-) -> Iterator[str]:
-    """Lines for the images that are not of the commonest shape."""
-    if len(rows) < 2:
-        return
-    usual = max(rows, key=lambda shape: len(rows[shape]))
-    odd = sorted((row, shape) for shape in rows if shape != usual for row in rows[shape])
-    colours = [(row, shape) for row, shape in odd if len(shape) != len(usual)]
-    for row, shape in colours:
-        yield (
-            f"{clean(folder / names[row])} is {_described(shape)} among images of "
-            f"{_described(usual)}; save it as {_kind(usual)} like the others"
-        )
-    sizes = [(row, shape) for row, shape in odd if len(shape) == len(usual)]
-    for row, shape in sizes[: FEW if len(sizes) > FEW + 1 else None]:
-        yield (
-            f"{clean(folder / names[row])} is {_described(shape)} among images of "
-            f"{_described(usual)}; make them alike or ask for one size, such as "
-            f"--size {usual[0]}x{usual[1]}"
-        )
-    if len(sizes) > FEW + 1:
-        yield f"{clean(folder)} has {len(sizes) - FEW:,} more of other sizes than most"
-
-
-def _described(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} x {shape[1]} {_kind(shape)}"
-
-
-def _kind(shape: tuple[int, ...]) -> str:
-    return "RGB" if len(shape) == 3 else "greyscale"
 
 
 def _pixel_digests(images: np.ndarray) -> np.ndarray:

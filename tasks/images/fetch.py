@@ -6,44 +6,30 @@ What a person made there is never replaced, and what a fetch made is never delet
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import ctypes
 import fcntl
-import filecmp
 import hashlib
-import http.client
-import itertools
-import json
 import os
 import re
 import shutil
-import ssl
 import stat
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import numpy as np
 from PIL import Image
 
 from tasks.caching import locks
-from tasks.caching.basics import LadderError, clean, expand, redacted, shown, write_atomic
+from tasks.caching.basics import LadderError, clean, redacted, shown
 from tasks.caching.places import insist_on_name
 from tasks.caching.stage import Run
 from tasks.images.archives import unpack, what_instead
+from tasks.images.download import download, path_or_url
+from tasks.images.placing import aside, origin, parted, put, remember
 
-TIMEOUT = 30  # seconds without a byte
 RESERVED = ("cache", "models", "reports")  # the data root's other folders
-BROKEN_LINE = (
-    *(urllib.error.URLError, http.client.HTTPException, ssl.SSLError),
-    *(TimeoutError, ConnectionError, ValueError),
-)
 
 
 class Archive(NamedTuple):
@@ -116,8 +102,8 @@ def _staging(target: Path) -> Iterator[Path]:
     lock = os.open(staging, os.O_RDONLY)
     try:
         locks.take(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, target.parent)
-        if _parted(target).exists():  # killed in between
-            _parted(target).rename(_aside(target) if os.path.lexists(target) else target)
+        if parted(target).exists():  # killed in between
+            parted(target).rename(aside(target) if os.path.lexists(target) else target)
         for left_behind in staging.iterdir():  # by a fetch that was killed
             shutil.rmtree(left_behind) if left_behind.is_dir() else left_behind.unlink()
         try:
@@ -153,7 +139,7 @@ def _wanted(name: str, source: str | None, sha256: str | None) -> Wanted:
     archive = DATASETS.get(name)
     given = source if source is not None else archive.url if archive else ""
     place = clean(redacted(given))
-    path, url = _path_or_url(given)
+    path, url = path_or_url(given)
     if sha256 is not None:
         if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
             raise LadderError(f"--sha256 {shown(sha256)}: a sha256 has 64 hexadecimal digits")
@@ -166,25 +152,6 @@ def _wanted(name: str, source: str | None, sha256: str | None) -> Wanted:
         _insist_on_archive(file, place)
         found = hashlib.file_digest(file, "sha256").hexdigest()
     raise LadderError(f"{place}: if you trust this file, add --sha256 {found}")
-
-
-def _path_or_url(source: str) -> tuple[Path, str]:
-    """The path of a file, or the URL, of what --from gives.  Raises LadderError."""
-    try:
-        parsed = urlsplit(source)
-        host = parsed.hostname
-    except ValueError as error:
-        raise LadderError(f"--from {shown(source)} is no URL ({error})") from None
-    if parsed.scheme in ("http", "https") and host:
-        return Path(), source
-    if parsed.scheme == "file" and host in (None, "", "localhost"):
-        return Path(unquote(parsed.path)), ""
-    if "://" in source or not source:
-        raise LadderError(
-            f"--from {shown(source)} cannot be read; give a file's path, or a URL that begins with "
-            "http://, https:// or file:///"
-        )
-    return expand(source), ""
 
 
 def _opened(path: Path) -> BufferedReader:
@@ -213,10 +180,10 @@ def _bring(
     path = wanted.path
     if wanted.url:
         path = staging / "archive"
-        _download(wanted.url, path, target.name, run)
+        download(wanted.url, path, target.name, run)
     with _opened(path) as file:
         digest = _verified(file, wanted)
-        if digest == _origin(target):
+        if digest == origin(target):
             tell(f"{target} is from this very archive already; nothing to do")
             return
         size = os.fstat(file.fileno()).st_size
@@ -227,8 +194,8 @@ def _bring(
     if others:
         more = f" and {len(others) - 1:,} more files" if len(others) > 1 else ""
         tell(f"left out, as they are not in the dataset's folder: {others[0]}{more}")
-    _put(made, target, tell)
-    _remember(target, digest)
+    put(made, target, tell)
+    remember(target, digest)
 
 
 def _verified(file: BufferedReader, wanted: Wanted) -> str:
@@ -247,141 +214,6 @@ def _verified(file: BufferedReader, wanted: Wanted) -> str:
     file.seek(0)
     words = what_instead(file.read(512))
     raise LadderError(f"{problem}; {f'it is {words}; ' if words else ''}nothing is kept")
-
-
-def _download(url: str, path: Path, name: str, run: Run) -> None:
-    done = 0
-    try:
-        with (
-            urllib.request.urlopen(_request(url), timeout=TIMEOUT) as response,
-            open(path, "wb") as file,
-        ):
-            length = response.headers.get("Content-Length") or ""
-            total = int(length) if length.isdecimal() else 0
-            while block := response.read(1 << 18):
-                file.write(block)
-                done += len(block)
-                run.progress(done, total, f"downloading {name}")
-        problem = f"it broke off after {done} of {total} bytes" if done < total else ""
-    except urllib.error.HTTPError as error:
-        problem = f"the server says {error.code} {error.reason}"
-    except BROKEN_LINE as error:
-        problem = f"no network? {getattr(error, 'reason', error)}"
-    if problem:
-        words = redacted(" ".join(problem.split()))[:300]
-        raise LadderError(
-            f"{redacted(url)} cannot be downloaded ({words}); take it from elsewhere with "
-            f"`stepladder fetch {name} --from FILE_OR_URL --sha256 HEX`"
-        )
-
-
-def _request(url: str) -> urllib.request.Request:
-    """The request for a URL; user and password in it go to its own host alone, in a header."""
-    parsed = urlsplit(url)
-    user, at, host = parsed.netloc.rpartition("@")
-    path, query = (quote(part, safe="/%:=&?~+!$,;'@()*[]") for part in (parsed.path, parsed.query))
-    request = urllib.request.Request(urlunsplit((parsed.scheme, host, path, query, "")))
-    if at:
-        token = base64.b64encode(unquote(user).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {token}")
-    return request
-
-
-# What is there already
-
-
-def _put(made: Path, target: Path, tell: Callable[[str], None]) -> None:
-    """Put a new dataset in its place, in one step; not in that of what a person made.
-
-    Raises LadderError for that.
-    """
-    if not os.path.lexists(target):
-        made.replace(target)
-    elif not _alike(made, target):
-        if _origin(target) is None:
-            raise LadderError(
-                f"{target} is there already, and its images are not known to be from an archive; "
-                f"choose another name, or move it away: mv {target} {target}.old"
-            )
-        kept = _aside(target)
-        made.rename(kept)
-        _swap(kept, target)
-        tell(f"{target} is new; what was there is in {kept}: remove it when you need it no more")
-
-
-def _swap(one: Path, other: Path) -> None:
-    """Let two folders change places: at once where the system can, so that none is ever missing."""
-    libc = ctypes.CDLL(None)
-    names = os.fsencode(one), os.fsencode(other)
-    if hasattr(libc, "renameat2") and libc.renameat2(-100, names[0], -100, names[1], 2) == 0:
-        return  # Linux: both relative to the current folder, RENAME_EXCHANGE
-    if hasattr(libc, "renamex_np") and libc.renamex_np(*names, 2) == 0:
-        return  # macOS: RENAME_SWAP
-    other.rename(_parted(other))
-    one.rename(other)
-    _parted(other).rename(one)
-
-
-def _aside(target: Path) -> Path:
-    """A free name for what makes way for a newer dataset."""
-    stem = f"{target.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (f"{stem}-{number}" if number else stem for number in itertools.count())
-    return next(path for path in map(target.with_name, names) if not os.path.lexists(path))
-
-
-def _parted(target: Path) -> Path:
-    """Where a dataset is while it changes places in more than one step."""
-    return target.with_name(f".{target.name}.swap")
-
-
-def _alike(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same files, but for hidden ones."""
-    files = [_files(each) for each in (one, other)]
-    return files[0] == files[1] and all(
-        filecmp.cmp(one / name, other / name, shallow=False) for name in files[0]
-    )
-
-
-def _files(folder: Path) -> dict[str, int]:
-    """Every file below a folder with its size, but hidden ones."""
-    found: dict[str, int] = {}
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(place).relative_to(folder)
-        found |= {
-            (inside / name).as_posix(): (Path(place) / name).lstat().st_size
-            for name in files
-            if not name.startswith(".")
-        }
-    return found
-
-
-def _origin(target: Path) -> str | None:
-    """The sha256 of the archive that a dataset's folder came from; None where that is not known.
-
-    The folder is known by its inode and when a name in it last changed: one that a person has put
-    in its place since is another.
-    """
-    try:
-        known = json.loads(_record(target).read_bytes())
-        return str(known["sha256"]) if known["folder"] == _sign(target) else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _remember(target: Path, sha256: str) -> None:
-    text = json.dumps({"sha256": sha256, "folder": _sign(target)})
-    with contextlib.suppress(LadderError):  # it only saves unpacking the same once more
-        write_atomic(_record(target), text.encode())
-
-
-def _sign(target: Path) -> list[int]:
-    state = target.stat()
-    return [state.st_ino, state.st_mtime_ns]
-
-
-def _record(target: Path) -> Path:
-    return target.parent / "cache" / "fetched" / f"{target.name}.json"
 
 
 DATASETS: dict[str, Archive | None] = {

@@ -8,37 +8,19 @@ All that is wrong is told at once, and nothing is left aside without a line.
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from tasks.caching.basics import LadderError, clean, told
+from tasks.images.folders import Entries, entries, is_text, left_aside, not_utf8, some, unreadable
 
 TRAINING = ("training", "train")
 TESTING = ("testing", "test", "valid")
 SUFFIXES = (".png", ".jpg", ".jpeg")
-# What operating systems, storage boxes and tools leave in folders, in lower case
-JUNK = {
-    *("__macosx", "desktop.ini", "thumbs.db", "$recycle.bin", "system volume information"),
-    *("lost+found", "@eadir", "@tmp", "#recycle", "@recycle", "#snapshot", "~snapshot"),
-    *("__pycache__", "found.000"),
-}
-# What failed is this computer, not the file
-_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_ADVICE = {
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit (`ulimit -n`) and run again"),
-    errno.ENOMEM: "close other programs and run again",
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "make it readable or remove it"),
-    **dict.fromkeys(
-        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
-        "the file may be whole: look at its disk or network share, then run again",
-    ),
-}
 
 
 class Layout(NamedTuple):
@@ -48,14 +30,6 @@ class Layout(NamedTuple):
     training: list[Path]
     testing: list[Path]
     skipped: list[str]  # "train/labels.csv: not in a class folder"
-
-
-class Entries(NamedTuple):
-    """What a folder holds, sorted: what counts, and the lines of what does not."""
-
-    folders: list[str]
-    files: list[str]
-    skipped: list[str]
 
 
 def layout(path: Path) -> Layout:
@@ -91,88 +65,6 @@ def survey(path: Path) -> tuple[Layout, list[str]]:
     both = sorted(trained.keys() & tested.keys())  # by code point, as their UTF-8 bytes sort too
     sides = [[side[name] for name in both] for side in (trained, tested)]
     return Layout(both, sides[0], sides[1], skipped), problems
-
-
-def entries(folder: Path, place: str) -> Entries:
-    """What a folder holds; `place` is what the lines of what is left aside call it."""
-    folders: list[str] = []
-    files: list[str] = []
-    hidden, junk = [], []
-    try:
-        with os.scandir(folder) as found:
-            for entry in found:
-                if entry.name.startswith("."):
-                    hidden.append(entry.name)
-                elif entry.name.lower() in JUNK:
-                    junk.append(entry.name)
-                else:
-                    (folders if _is_folder(entry) else files).append(entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        raise LadderError(
-            f"{clean(folder)}: no such folder; give a dataset's folder, or fetch one first"
-        ) from None
-    except OSError as error:
-        raise unreadable(folder, error) from None
-    skipped = [
-        *left_aside(place, hidden, "hidden"),
-        *left_aside(place, junk, "left by a system, no images"),
-    ]
-    return Entries(sorted(folders), sorted(files), skipped)
-
-
-def left_aside(place: str, names: Iterable[str], why: str) -> Iterator[str]:
-    """The line that tells why some of what lies at a place is not used; none where there is none.
-
-    "training/cat/notes.txt: not ..." for one, "training/cat: not ... (12: a.txt, b.txt, ...)".
-    """
-    names = sorted(names)
-    if len(names) == 1:
-        yield f"{place}/{clean(names[0])}: {why}"
-    elif names:
-        yield f"{place}: {why} ({len(names):,}: {some(names)})"
-
-
-def some(names: list[str]) -> str:
-    """The first few of many names."""
-    return ", ".join([*map(clean, names[:5]), *["..."] * (len(names) > 5)])
-
-
-def unreadable(path: Path, error: OSError) -> LadderError:
-    """The error for a file or folder that cannot be read, with what to do about it.
-
-    Where this computer is short of something, which no other file would mend, it is raised.
-    """
-    why = error.strerror or str(error)
-    advice = _ADVICE.get(error.errno or 0, "mend or remove it")
-    if error.errno == errno.ENOENT:
-        if path.is_symlink():
-            why = "a broken link"
-        else:
-            why, advice = "it has just vanished", "run again"
-    told = LadderError(f"{clean(path)} cannot be read ({why}): {advice}")
-    if error.errno in _OURS:
-        raise told from None
-    return told
-
-
-def not_utf8(folder: Path, names: list[str]) -> Iterator[str]:
-    """A line for each name that is no text."""
-    if not is_text("".join(names)):
-        for name in names:
-            if not is_text(name):
-                yield f"{clean(folder)}: the name {clean(name)} is not UTF-8; rename it"
-
-
-def is_text(name: str) -> bool:
-    """Whether a name is UTF-8 on the disk; what is not comes as surrogates."""
-    return name.isascii() or not re.search("[\ud800-\udfff]", name)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads nowhere
-        return False
 
 
 def _split(

@@ -1,124 +1,169 @@
-"""Plain PNGs, many at a time: each is inflated alone, then their filters are undone side by side.
+"""Any PNG: its structure is checked, and Pillow is given nothing but what makes its pixels.
 
-Plain are those of 8-bit greyscale or RGB, not interlaced, with nothing but IHDR, one IDAT and IEND:
-what most datasets of small images hold.  One image row at a time is worked on across all of them.
+The PNG specification (third edition) is what sections are named of.
 """
 
 from __future__ import annotations
 
-import math
+import re
 import struct
 import zlib
-from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-FEWEST, MOST_PIXELS = 64, 64 * 64  # for fewer files or larger images Pillow is faster
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-END = b"\0\0\0\0IEND\xae\x42\x60\x82"
+from tasks.caching.basics import clean
+from tasks.images.pillow import damaged, insist_on_size, loaded, unwanted, upright
+from tasks.images.plain import SIGNATURE
 
-
-def plain_images(data: list[bytes]) -> tuple[list[int], np.ndarray]:
-    """Rows of the plain PNGs of the commonest size and kind, and their images."""
-    if len(data) < FEWEST:
-        return [], np.empty(0, np.uint8)
-    header, _ = Counter([each[:33] for each in data]).most_common(1)[0]
-    shape = _plain_shape(header)
-    if shape is None:
-        return [], np.empty(0, np.uint8)
-    height, width = shape[0], math.prod(shape[1:])
-    inflated = [_inflate(each, header, height * (1 + width)) for each in data]
-    filtered = np.frombuffer(b"".join(inflated), np.uint8).reshape(-1, height, 1 + width)
-    if filtered[:, :, 0].max(initial=0) > 4:  # unknown: Pillow finds the file
-        return [], np.empty(0, np.uint8)
-    return [row for row, each in enumerate(inflated) if each], _unfilter(filtered, shape)
-
-
-def _plain_shape(header: bytes) -> tuple[int, ...] | None:
-    """(H, W) or (H, W, 3) when a file's first 33 bytes begin a small plain PNG."""
-    if len(header) < 33 or header[:16] != SIGNATURE + b"\0\0\0\x0dIHDR":
-        return None
-    width, height, depth, colour, *methods, crc = struct.unpack(">IIBBBBBI", header[16:])
-    if depth != 8 or colour not in (0, 2) or any(methods) or crc != zlib.crc32(header[12:29]):
-        return None
-    if not 0 < width * height <= MOST_PIXELS:
-        return None
-    return (height, width, 3) if colour == 2 else (height, width)
+NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # what makes a PNG's pixels
+PIECE = 1_000_000  # bytes inflated at a time
+# First column and row, and steps across and down, of an interlaced PNG's passes (its section 8)
+ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+# Samples of a pixel and the depths allowed, by a PNG's colour type (its section 11.2.2)
+COLOURS = {
+    0: (1, (1, 2, 4, 8, 16)),
+    2: (3, (8, 16)),
+    3: (1, (1, 2, 4, 8)),
+    4: (2, (8, 16)),
+    6: (4, (8, 16)),
+}
 
 
-def _inflate(data: bytes, header: bytes, length: int) -> bytes:
-    """The filtered rows of a plain PNG with this header, or b"" when it is anything else."""
-    if len(data) > 57:
-        start = header + (len(data) - 57).to_bytes(4) + b"IDAT"
-        end = zlib.crc32(data[37:-16]).to_bytes(4) + END
-        if data.startswith(start) and data.endswith(end):
-            return _inflated(data[41:-16], length)
-    return b""
+class Chunk(NamedTuple):
+    """A piece of a PNG."""
+
+    kind: bytes
+    body: memoryview
+    whole: memoryview  # with its length, kind and checksum
 
 
-def _inflated(data: bytes, length: int) -> bytes:
-    """What `data` inflates to if that is whole and of this length, otherwise b""."""
-    inflater = zlib.decompressobj()
-    try:
-        rows = inflater.decompress(data, length + 1)  # a bomb goes off one byte too far, no more
-    except zlib.error:
-        return b""
-    return rows if len(rows) == length and inflater.eof else b""
+def png(data: bytes, path: Path) -> Image.Image:
+    """The image of a PNG, mode L or RGB."""
+    chunks = _chunks(data, path)
+    width, height, depth, colour, *methods, interlaced = struct.unpack(">IIBBBBB", chunks[0].body)
+    samples, depths = COLOURS.get(colour, (0, ()))
+    if any(methods) or interlaced > 1 or depth not in depths:
+        raise damaged(path, "its header is invalid")
+    if depth == 16:
+        raise unwanted(path, "16-bit")
+    named = {each.kind: each.body for each in chunks}
+    if named.get(b"acTL", b"")[:4] not in (b"", b"\0\0\0\1") or b"fdAT" in named:
+        raise unwanted(path, "animated")
+    insist_on_size(width, height, path)
+    length = _filtered_length(width, height, depth * samples, interlaced)
+    _insist_on_pixels((each.body for each in chunks if each.kind == b"IDAT"), length, path)
+    needed = [each.whole for each in chunks if each.kind in NEEDED]
+    is_bare = len(data) == len(SIGNATURE) + sum(map(len, needed))
+    bare = data if is_bare else b"".join([SIGNATURE, *needed])
+    image = loaded(PngImageFile, bare, path)
+    key = bytes(named.get(b"tRNS", b"")) if colour in (0, 2, 3) else b""
+    image = _opaque(image, key, depth, len(named.get(b"PLTE", b"")) // 3, path)
+    return upright(image, bytes(named[b"eXIf"])) if b"eXIf" in named else image
 
 
-def _unfilter(filtered: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """images[N, H, W] or [N, H, W, 3] from filtered[N, H, 1 + W (* 3)], all uint8.
+def _chunks(data: bytes, path: Path) -> list[Chunk]:
+    """The chunks of a PNG up to its end, their order, lengths and CRCs seen to be right.
 
-    The first byte of a row names its filter: 0 none, 1 sub, 2 up, 3 average, 4 Paeth, which add
-    to each byte what its neighbours predict (PNG specification, section 9).
+    What follows the end is no part of the image: tools add newlines, signatures and more.
     """
-    filters = filtered[:, :, 0].T.copy()  # [H, N]: what is searched lies together
-    images = filtered[:, :, 1:].copy().reshape(-1, *shape[:2], math.prod(shape[2:]))
-    above = np.zeros_like(images[:, 0])
-    for y in range(shape[0]):
-        for number, undo in FILTERS.items():
-            which = np.flatnonzero(filters[y] == number)
-            if len(which):
-                images[which, y] = undo(images[which, y], above[which])
-        above = images[:, y]
-    return images.reshape(-1, *shape)
+    chunks: list[Chunk] = []
+    view = memoryview(data)
+    start = len(SIGNATURE)
+    while not chunks or chunks[-1].kind != b"IEND":
+        end = start + 8 + int.from_bytes(data[start : start + 4])
+        if end + 4 > len(data):
+            raise damaged(path, "it ends too early")
+        kind = data[start + 4 : start + 8]
+        if data[end : end + 4] != zlib.crc32(view[start + 4 : end]).to_bytes(4):
+            raise damaged(path, f"the checksum of its chunk {clean(ascii(kind)[2:-1])} at byte "
+                           f"{start:,} is wrong")  # fmt: skip
+        chunks.append(Chunk(kind, view[start + 8 : end], view[start : end + 4]))
+        start = end + 4
+    if chunks[0].kind == b"CgBI":
+        raise unwanted(path, "a PNG for iOS alone (CgBI)")
+    if not _in_order([each.kind for each in chunks]):
+        raise damaged(path, "chunks are missing, unknown or out of order")
+    if len(chunks[0].body) != 13:
+        raise damaged(path, "its header is invalid")
+    return chunks
 
 
-def _sub(row: np.ndarray, _above: np.ndarray) -> np.ndarray:
-    return np.cumsum(row, axis=1, dtype=np.uint8)
+def _in_order(kinds: list[bytes]) -> bool:
+    """Whether a PNG begins with its header, and its pixels are there and in one place."""
+    needed = [kind for kind in kinds if not re.fullmatch(rb"[a-z]\w{3}", kind)]
+    pixels = [at for at, kind in enumerate(kinds) if kind == b"IDAT"]
+    return (
+        kinds[0] == b"IHDR"
+        and re.fullmatch(rb"IHDR( PLTE)?( IDAT)+ IEND", b" ".join(needed)) is not None
+        and len(pixels) == pixels[-1] - pixels[0] + 1
+    )
 
 
-def _up(row: np.ndarray, above: np.ndarray) -> np.ndarray:
-    return row + above
+def _insist_on_pixels(bodies: Iterable[memoryview], length: int, path: Path) -> None:
+    """Inflate a PNG's pixels to see that they are whole and no more; nothing of them is kept."""
+    inflater = zlib.decompressobj()
+    left = length
+    try:
+        for body in bodies:
+            rest: bytes | memoryview = body
+            while rest and not inflater.eof and left >= 0:  # a bomb goes off one piece too far
+                left -= len(inflater.decompress(rest, PIECE))
+                rest = inflater.unconsumed_tail
+        if left > 0:
+            left -= len(inflater.flush())
+    except zlib.error as error:
+        wrong = "incorrect data check" in str(error)
+        why = "the checksum of its pixels is wrong" if wrong else "its pixels do not inflate"
+        raise damaged(path, why) from None
+    if left < 0:
+        raise damaged(path, "it has more pixels than its header says")
+    if left or not inflater.eof:
+        raise damaged(path, "its pixels are incomplete")
 
 
-def _average(row: np.ndarray, above: np.ndarray) -> np.ndarray:
-    pixels, ups = _by_pixel(row), _by_pixel(above)
-    left = np.zeros_like(pixels[0])
-    for x, up in enumerate(ups):
-        pixels[x] += (left + up) >> 1
-        pixels[x] &= 255
-        left = pixels[x]
-    return pixels.transpose(2, 0, 1)
+def _filtered_length(width: int, height: int, bits: int, interlaced: int) -> int:
+    """Bytes of a PNG's filtered rows at `bits` a pixel."""
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [
+        (len(range(left, width, across)), len(range(top, height, down)))
+        for left, top, across, down in passes
+    ]
+    return sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns)
 
 
-def _paeth(row: np.ndarray, above: np.ndarray) -> np.ndarray:
-    pixels, ups = _by_pixel(row), _by_pixel(above)
-    left = corner = np.zeros_like(pixels[0])
-    for x, up in enumerate(ups):
-        down, across = up - corner, left - corner
-        to_left, to_up, to_corner = np.abs(down), np.abs(across), np.abs(down + across)
-        nearest = np.where(to_up <= to_corner, up, corner)
-        nearest = np.where((to_left <= to_up) & (to_left <= to_corner), left, nearest)
-        pixels[x] += nearest
-        pixels[x] &= 255
-        left, corner = pixels[x], up
-    return pixels.transpose(2, 0, 1)
+def _opaque(image: Image.Image, key: bytes, depth: int, colours: int, path: Path) -> Image.Image:
+    """The image in mode L or RGB, black-and-white and palettes turned into what they show.
 
-
-def _by_pixel(row: np.ndarray) -> np.ndarray:
-    """row[N, W, C] uint8 -> [W, C, N] int16: one pixel of all files lies together."""
-    return row.transpose(1, 2, 0).astype(np.int16, order="C")
-
-
-FILTERS = {1: _sub, 2: _up, 3: _average, 4: _paeth}
+    Raises LadderError where a pixel is transparent, by an alpha channel or the PNG's tRNS `key`.
+    """
+    if image.mode == "P":
+        used = np.flatnonzero(image.histogram())
+        if used[-1] >= colours:
+            raise damaged(path, "its palette is too short")
+        clear = any(key[index] < 255 for index in used if index < len(key))
+        palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3)[:colours]
+        mode = "L" if (palette == palette[:, :1]).all() else "RGB"
+    elif image.mode in ("LA", "RGBA"):
+        clear = image.getchannel("A").getextrema() != (255, 255)
+        mode = image.mode.removesuffix("A")
+    else:
+        mode = "RGB" if image.mode == "RGB" else "L"
+        image = image if image.mode == mode else image.convert(mode)
+        if len(key) not in (0, 2 * len(mode)):
+            raise damaged(path, "its transparent colour is invalid")
+        # Two bytes a sample, of which as many bits count as the image has (PNG, section 11.3.2.1)
+        colour = [sample % 2**depth * 255 // (2**depth - 1) for sample in key[1::2]]
+        clear = bool(key) and bool(
+            (np.asarray(image).reshape(-1, len(mode)) == colour).all(1).any()
+        )
+    if clear:
+        raise unwanted(path, "transparent")
+    return image if image.mode == mode else image.convert(mode)

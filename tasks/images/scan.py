@@ -5,41 +5,50 @@ Every scan lists and stats all files, but reads only those whose stat differs fr
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import time
 from bisect import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from tasks.caching.basics import (
-    DamagedError,
     LadderError,
     clean,
-    read_regular,
     told,
-    write_atomic,
 )
 from tasks.caching.stage import Run
-from tasks.images.layout import SUFFIXES, left_aside, not_utf8, some, survey, unreadable
-
-MAX_BYTES = 256_000_000  # of a file: more than the largest image needs that is read
-PIECE = 16_000_000  # bytes read at a time
+from tasks.images.folders import (
+    MAX_BYTES,
+    left_aside,
+    not_utf8,
+    open_folder,
+    read_files,
+    some,
+    too_large,
+    unreadable,
+)
+from tasks.images.layout import SUFFIXES, survey
+from tasks.images.listings import (
+    EMPTY,
+    UNSEEN,
+    Listing,
+    Seen,
+    read_index,
+    read_listing,
+    write_index,
+    write_listing,
+)
 
 # A file with all of these unchanged is not read again; ctime catches `cp -p` and `touch -d`.
 stat_fields = attrgetter("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
 GRANULARITY = 2_000_000_000  # ns: FAT's clock steps by two seconds, every other by less
-
-LISTING = pa.schema([("name", pa.string()), ("digest", pa.binary(32))])
-INDEX = pa.schema([("label", pa.string()), ("listing", pa.string()), ("stat", pa.binary())])
 
 
 class Files(NamedTuple):
@@ -48,20 +57,6 @@ class Files(NamedTuple):
     folder: Path
     names: list[str]  # sorted
     digests: np.ndarray  # [N, 32] uint8, sha256 of each file's bytes
-
-
-class Listing(NamedTuple):
-    """What a class folder holds, wherever it lies."""
-
-    names: list[str]  # sorted
-    digests: np.ndarray  # [N, 32] uint8
-
-
-class Seen(NamedTuple):
-    """A class folder in the stat index."""
-
-    listing: str  # digest of its listing
-    stat: np.ndarray  # [N, 5] int64, stat_fields of each file; zeros where too young to be trusted
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ def scan(path: Path, root: Path, run: Run = Run()) -> Dataset:
     found, problems = survey(path)
     started = time.time_ns()
     index = root / "scans" / f"{sha256(os.fsencode(path)).hexdigest()[:32]}.arrow"
-    before = _read_index(index)
+    before = read_index(index)
     places = {
         f"training/{name}": at for name, at in zip(found.classes, found.training, strict=True)
     }
@@ -138,7 +133,7 @@ def scan(path: Path, root: Path, run: Run = Run()) -> Dataset:
         raise LadderError(told(problems))
     run.progress(len(places), len(places), "")
     if before.keys() != after.keys() or any(after[label] is not before[label] for label in after):
-        _write_index(index, after)
+        write_index(index, after)
 
     folders = [
         Folder(str(places[label]), label, len(seen.stat), seen.listing)
@@ -146,60 +141,6 @@ def scan(path: Path, root: Path, run: Run = Run()) -> Dataset:
     ]
     n = len(found.classes)
     return Dataset(found.classes, folders[:n], folders[n:], sorted(skipped))
-
-
-def read_files(folder: Path, names: Iterable[str]) -> Iterator[bytes | LadderError]:
-    """The bytes of each file, or why it cannot be read, for the caller to raise or to collect.
-
-    Opening it relative to its folder takes half the time.
-    """
-    directory = _open(folder)
-    try:
-        for name in names:
-            data: bytes | LadderError
-            try:
-                # Without O_NONBLOCK a pipe put in its place meanwhile would be waited for.
-                file = os.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
-                try:
-                    data = os.read(file, 65536)
-                    if len(data) == 65536:  # most files are shorter, and save two calls
-                        data = _whole(file, data, folder / name)
-                finally:
-                    os.close(file)
-            except OSError as error:
-                data = unreadable(folder / name, error)
-            except LadderError as error:
-                data = error
-            except MemoryError:
-                raise LadderError(
-                    f"{clean(folder / name)}: there is too little memory to read it; close other "
-                    "programs and run again"
-                ) from None
-            yield data
-    finally:
-        os.close(directory)
-
-
-def _whole(file: int, start: bytes, path: Path) -> bytes:
-    """An open file's bytes from its start; LadderError for what would hardly end."""
-    state = os.fstat(file)
-    if not stat.S_ISREG(state.st_mode):
-        raise LadderError(f"{clean(path)} is no regular file any more: run again")
-    pieces, held = [start], len(start)
-    while held <= MAX_BYTES >= state.st_size and (more := os.read(file, PIECE)):
-        pieces.append(more)
-        held += len(more)
-    if max(held, state.st_size) > MAX_BYTES:
-        raise too_large(path, max(held, state.st_size))
-    return b"".join(pieces)
-
-
-def too_large(path: Path, size: int) -> LadderError:
-    """The error for a file that no image needs to be as large as."""
-    return LadderError(
-        f"{clean(path)} has {size:,} bytes; at most {MAX_BYTES:,} are read of a file: shrink it or "
-        "remove it"
-    )
 
 
 def _scan_folder(
@@ -235,13 +176,13 @@ def _scan_folder(
     # What changed just now may change again within the same tick of the clock: read it next time.
     times = now[:, 2:4]
     now[times.max(axis=1) >= started - GRANULARITY] = 0
-    return Seen(_write_listing(root, Listing(names, digests)), now)
+    return Seen(write_listing(root, Listing(names, digests)), now)
 
 
 def _list(folder: Path, skipped: list[str], problems: list[str]) -> tuple[list[str], np.ndarray]:
     """Names of the images, sorted, and stat[N, 5] int64; other files are added to `skipped`."""
     try:
-        directory = _open(folder)
+        directory = open_folder(folder)
     except LadderError as error:
         problems.append(str(error))
         return [], _int64([]).reshape(-1, 5)
@@ -311,79 +252,4 @@ def _no_images(folder: Path, others: list[str]) -> str:
     )
 
 
-def _open(folder: Path) -> int:
-    try:
-        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise unreadable(folder, error) from None
-
-
-def _listing_path(root: Path, digest: str) -> Path:
-    return root / "listings" / f"{digest}.arrow"
-
-
-def _listing_digest(listing: Listing) -> str:
-    # No name holds a zero byte, so the text cannot be read in two ways.
-    text = "\0".join([*listing.names, ""]).encode()
-    return sha256(b"%d\0" % len(listing.names) + text + listing.digests.tobytes()).hexdigest()
-
-
-def read_listing(root: Path, digest: str) -> Listing | None:
-    """The listing, or None when it is missing, damaged or foreign."""
-    batch = _read(_listing_path(root, digest), LISTING)
-    if batch is None:
-        return None
-    digests = np.frombuffer(batch["digest"].buffers()[1], np.uint8, 32 * len(batch))
-    listing = Listing(batch["name"].to_pylist(), digests.reshape(-1, 32))
-    return listing if _listing_digest(listing) == digest else None
-
-
-def _write_listing(root: Path, listing: Listing) -> str:
-    digest = _listing_digest(listing)
-    if read_listing(root, digest) is None:
-        size = len(listing.names)
-        data = pa.py_buffer(np.ascontiguousarray(listing.digests))
-        digests = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), size, [None, data])
-        _write(_listing_path(root, digest), LISTING, [listing.names, digests])
-    return digest
-
-
-def _read_index(path: Path) -> dict[str, Seen]:
-    """What the last scan saw, by label; nothing when the index is missing, damaged or foreign."""
-    batch = _read(path, INDEX)
-    rows = [] if batch is None else batch.to_pylist()
-    if any(len(row["stat"]) % 40 for row in rows):
-        return {}
-    return {
-        row["label"]: Seen(row["listing"], np.frombuffer(row["stat"], np.int64).reshape(-1, 5))
-        for row in rows
-    }
-
-
-def _write_index(path: Path, index: dict[str, Seen]) -> None:
-    listings = [seen.listing for seen in index.values()]
-    columns = [list(index), listings, [seen.stat.tobytes() for seen in index.values()]]
-    with contextlib.suppress(LadderError):  # a store that cannot be written only stays slower
-        _write(path, INDEX, columns)
-
-
-def _read(path: Path, schema: pa.Schema) -> pa.RecordBatch | None:
-    try:
-        batch = pa.ipc.open_file(read_regular(path) or b"").get_batch(0)
-        batch.validate(full=True)  # a flipped bit must not lead outside the buffers
-        whole = batch.schema == schema and not any(column.null_count for column in batch.columns)
-    except (DamagedError, OSError, ValueError, MemoryError, pa.ArrowException):
-        return None
-    return batch if whole and len(batch) else None
-
-
-def _write(path: Path, schema: pa.Schema, columns: list[Any]) -> None:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-    write_atomic(path, memoryview(sink.getvalue()))
-
-
 _UNKNOWN = (stat.S_IFREG, 0, 0, 0, 0)  # the stat fields of a file that cannot be looked at
-EMPTY = Listing([], np.zeros((0, 32), np.uint8))
-UNSEEN = Seen("", np.zeros((0, 5), np.int64))

@@ -12,8 +12,6 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-FEW = 10  # training images that a class should have
-FEW_TO_TEST = 50  # testing images, of which so few leave an accuracy wide open
 FEW_TO_CHOOSE = 100  # validation images that can hardly tell rungs apart
 JOINERS = "\u200c\u200d"  # harmless, and part of emoji and of several scripts
 
@@ -98,6 +96,49 @@ def _times(number: float) -> str:
     return "once" if round(number) == 1 else f"{round(number)} times"
 
 
+def spread(counts: dict[str, list[int]]) -> str:
+    """How unequal the classes are, in training and in testing.  counts: split -> images [C]."""
+    said = []
+    for split, each in counts.items():
+        least, most = min(each), max(each)
+        if most == least:
+            said.append(f"{count(most, f'{split} image')} in each class")
+        else:
+            said.append(f"{least:,} to {count(most, f'{split} image')} in a class")
+    return f"{', '.join(said)}."
+
+
+NOTHING_SKIPPED = "Nothing in the dataset's folder was skipped."
+
+
+def skipped_in_brief(skipped: list[str]) -> str:
+    """What of a dataset's folder was not taken, by reason, in one line; nothing where all was.
+
+    skipped: "training/7/notes.txt: reason" for one thing, "training/7: reason (12: a, b, ...)" for
+    several.
+    """
+    kinds: dict[str, list[tuple[int, str]]] = {}
+    for line in skipped:
+        if found := re.fullmatch(r"(.*): ([^:]*) \(([\d,]+): (.*)\)", line, re.DOTALL):
+            place, reason, number, names = found.groups()
+            first = names.split(", ")[0]
+            kinds.setdefault(reason, []).append((int(number.replace(",", "")), f"{place}/{first}"))
+        else:
+            place, _, reason = line.rpartition(": ")
+            kinds.setdefault(reason, []).append((1, place))
+    counts = {reason: sum(n for n, _ in things) for reason, things in kinds.items()}
+    parts = [
+        f"{kinds[reason][0][1]}{f' and {n - 1:,} more' if n > 1 else ''} ({reason})"
+        for reason, n in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+    return f"Skipped {sum(counts.values()):,}: {several(parts, 8, '; ')}." if skipped else ""
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, and that cannot leave its line or table cell."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(readable(text), quote=False))
+
+
 # The verdict
 
 
@@ -142,7 +183,7 @@ def lead(results: dict[str, Any]) -> str:
     found = results["answer"]
     if found is None:
         return "Only the baselines were measured; there is nothing to compare them with yet."
-    best, floor = _rung(results, found["best"]), baseline_of(results, found["baseline"])
+    best, floor = rung_of(results, found["best"]), baseline_of(results, found["baseline"])
     n = results["dataset"]["images"]["testing"]
     wrong = [round((1 - share) * n) for share in (best["testing_accuracy"], floor["accuracy"])]
     return (
@@ -178,7 +219,7 @@ def _balance(results: dict[str, Any]) -> str:
     tested = results["answer"]["balanced"]
     if tested is None:
         return ""
-    best = _rung(results, results["answer"]["best"])
+    best = rung_of(results, results["answer"]["best"])
     fair = baseline_of(results, tested["baseline"])
     if tested["gain"] <= 0:
         step = "not ahead"
@@ -198,7 +239,7 @@ def _choice(results: dict[str, Any]) -> str:
         return ""
     if len(rungs) == 1:
         return "The testing images were looked at once, at the end."
-    best, n = _rung(results, found["best"]), results["dataset"]["images"]["validation"]
+    best, n = rung_of(results, found["best"]), results["dataset"]["images"]["validation"]
     said = (
         f"{best['label']} was chosen as the best of {len(rungs)} rungs on {count(n, 'image')} held "
         f"out of training, of which it reads {percent(best['validation_accuracy'])} right"
@@ -238,208 +279,11 @@ def doing(baseline: dict[str, Any]) -> str:
     return f"always saying {quoted(baseline['says'])}, {which} in training,"
 
 
-def _rung(results: dict[str, Any], label: str) -> dict[str, Any]:
+def rung_of(results: dict[str, Any], label: str) -> dict[str, Any]:
+    """The numbers of the rung of this label."""
     return next(rung for rung in results["rungs"] if rung["label"] == label)
 
 
 def baseline_of(results: dict[str, Any], label: str) -> dict[str, Any]:
     """The numbers of the baseline of this label."""
     return next(each for each in results["baselines"] if each["label"] == label)
-
-
-# What to beware of
-
-
-def warnings(results: dict[str, Any]) -> list[str]:
-    """What a reader of the verdict must know before believing it, the gravest first."""
-    said = [
-        *([SHORTCUT] if results["validation"] == "testing" else []),
-        *_leaks(results),
-        *_conflicts(results),
-    ]
-    if results["answer"]:
-        said += [*_unheard(results), *_worse_than_guessing(results), *_wide_open(results)]
-    return [*said, *_few(results), *_unvalidated(results), *_untested(results)]
-
-
-SHORTCUT = (
-    "Validated on the testing images: the best rung, and whatever was chosen while training, "
-    "was chosen by the very images that are counted here, so these accuracies may flatter. Leave "
-    "out --validation testing for a figure to rely on."
-)
-
-
-def _leaks(results: dict[str, Any]) -> list[str]:
-    health = results["health"]
-    if not health["in_both"]:
-        return []
-    here, there = health["first"]["in_both"][0]
-    n = results["dataset"]["images"]["testing"]
-    said = (
-        f"{count(health['in_both'], 'testing image')} of {n:,} "
-        f"{'is' if health['in_both'] == 1 else 'are'} in training too, such as {there}, which "
-        f"equals {here}: what was learned by heart is counted as understood. Remove them from "
-        "one side."
-    )
-    if results["answer"] and (without := results["answer"]["without_leaks"]):
-        said += " " + _without(results, without)
-    return [said]
-
-
-def _without(results: dict[str, Any], without: dict[str, Any]) -> str:
-    if not without["images"]:
-        return "Without them no testing image is left, so nothing here tells what was understood."
-    best = results["answer"]["best"]
-    said = (
-        f"Without them {best} reads {percent(without['accuracy'])} and the best baseline "
-        f"{percent(without['baseline_accuracy'])} of {without['images']:,}"
-    )
-    if without["verdict"] is None:
-        return f"{said}: too few to tell."
-    if without["same"] and not results["answer"]["others_ahead"]:
-        return f"{said}, and the verdict is the same."
-    verdict = {
-        "yes": "beats the baselines",
-        "unclear": "is ahead of the baselines, but not beyond doubt",
-        "no": "does not beat the baselines",
-    }[without["verdict"]]
-    return f"{said}: on those it {verdict}."
-
-
-def _conflicts(results: dict[str, Any]) -> list[str]:
-    health = results["health"]
-    if not health["conflicts"]:
-        return []
-    one, other = health["first"]["conflicts"][0]
-    return [
-        f"{count(health['conflicts'], 'image')} {'has' if health['conflicts'] == 1 else 'have'} a "
-        f"twin under another label, such as {one} and {other}: no model can get both right. Keep "
-        "the one whose label is right, and remove the other."
-    ]
-
-
-def _unheard(results: dict[str, Any]) -> list[str]:
-    """Classes that the best rung never says, or says but never rightly."""
-    best, names = results["answer"]["best"], results["dataset"]["classes"]
-    confusion = _rung(results, best)["confusion"]
-    images = [sum(row) for row in confusion]
-    heard = [sum(column) for column in zip(*confusion, strict=True)]
-    never = [i for i, n in enumerate(images) if n and not heard[i]]
-    missed = [i for i, n in enumerate(images) if n and heard[i] and not confusion[i][i]]
-    said = []
-    for labels, what in ((never, "never says"), (missed, "never recognises")):
-        if labels:
-            n = sum(images[i] for i in labels)
-            theirs = f"{count(n, 'testing image')} of {'it' if len(labels) == 1 else 'them'}"
-            wrong = "is read as something else" if n == 1 else "are all read as something else"
-            shown = several([quoted(names[i]) for i in labels])
-            said.append(f"{best} {what} {shown}: {theirs} {wrong}.")
-    if never and sum(map(bool, heard)) == 1:
-        said[0] += f" It says {quoted(names[heard.index(sum(images))])} whatever an image shows."
-    return said
-
-
-def _worse_than_guessing(results: dict[str, Any]) -> list[str]:
-    best = _rung(results, results["answer"]["best"])
-    if best["interval"][1] >= results["random_baseline"]:
-        return []
-    return [
-        f"{best['label']} reads fewer images right than guessing would "
-        f"({percent(results['random_baseline'])}): look at its learning rate, and whether training "
-        "and testing mean the same by each class."
-    ]
-
-
-def _wide_open(results: dict[str, Any]) -> list[str]:
-    n = results["dataset"]["images"]["testing"]
-    if n >= FEW_TO_TEST:
-        return []
-    best = _rung(results, results["answer"]["best"])
-    return [
-        f"There {'is' if n == 1 else 'are'} only {count(n, 'testing image')}: of many more of the "
-        f"kind, {best['label']} may read {span(best['interval'])} right. Add some."
-    ]
-
-
-def _unvalidated(results: dict[str, Any]) -> list[str]:
-    """Classes without a held-out image, where those chose among several rungs."""
-    held_out, names = results["health"]["held_out"], results["dataset"]["classes"]
-    if len(results["rungs"]) < 2 or not held_out:
-        return []
-    none = [quoted(name) for name, n in zip(names, held_out, strict=True) if not n]
-    if not none:
-        return []
-    return [
-        f"No image of {several(none)} was held out for validation, so how {_they(none)} read had "
-        "no say in which rung is best. Add images, or hold out a larger share."
-    ]
-
-
-def _few(results: dict[str, Any]) -> list[str]:
-    names, counts = results["dataset"]["classes"], results["health"]["counts"]["training"]
-    few = sorted((n, i) for i, n in enumerate(counts) if n < FEW)
-    if not few:
-        return []
-    shown = several([f"{quoted(names[i])} ({n})" for n, i in few], 5)
-    which = "has" if len(few) == 1 else "have"
-    return [
-        f"{count(len(few), 'class', 'classes')} of {len(names)} {which} under {FEW} training "
-        f"images: {shown}. What is learned and chosen from so few is chance: add some."
-    ]
-
-
-def _untested(results: dict[str, Any]) -> list[str]:
-    names, counts = results["dataset"]["classes"], results["health"]["counts"]["testing"]
-    none = [quoted(name) for name, n in zip(names, counts, strict=True) if not n]
-    if not none:
-        return []
-    return [
-        f"No testing image is of {several(none)}, so nothing here tells how {_they(none)} read."
-    ]
-
-
-def _they(names: list[str]) -> str:
-    return "that is" if len(names) == 1 else "they are"
-
-
-def spread(counts: dict[str, list[int]]) -> str:
-    """How unequal the classes are, in training and in testing.  counts: split -> images [C]."""
-    said = []
-    for split, each in counts.items():
-        least, most = min(each), max(each)
-        if most == least:
-            said.append(f"{count(most, f'{split} image')} in each class")
-        else:
-            said.append(f"{least:,} to {count(most, f'{split} image')} in a class")
-    return f"{', '.join(said)}."
-
-
-NOTHING_SKIPPED = "Nothing in the dataset's folder was skipped."
-
-
-def skipped_in_brief(skipped: list[str]) -> str:
-    """What of a dataset's folder was not taken, by reason, in one line; nothing where all was.
-
-    skipped: "training/7/notes.txt: reason" for one thing, "training/7: reason (12: a, b, ...)" for
-    several.
-    """
-    kinds: dict[str, list[tuple[int, str]]] = {}
-    for line in skipped:
-        if found := re.fullmatch(r"(.*): ([^:]*) \(([\d,]+): (.*)\)", line, re.DOTALL):
-            place, reason, number, names = found.groups()
-            first = names.split(", ")[0]
-            kinds.setdefault(reason, []).append((int(number.replace(",", "")), f"{place}/{first}"))
-        else:
-            place, _, reason = line.rpartition(": ")
-            kinds.setdefault(reason, []).append((1, place))
-    counts = {reason: sum(n for n, _ in things) for reason, things in kinds.items()}
-    parts = [
-        f"{kinds[reason][0][1]}{f' and {n - 1:,} more' if n > 1 else ''} ({reason})"
-        for reason, n in sorted(counts.items(), key=lambda item: -item[1])
-    ]
-    return f"Skipped {sum(counts.values()):,}: {several(parts, 8, '; ')}." if skipped else ""
-
-
-def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, and that cannot leave its line or table cell."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(readable(text), quote=False))

@@ -1,0 +1,104 @@
+"""Tar: the regular files of a tar archive, whoever wrote it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Protocol
+
+MAX_FILES = 2_000_000
+MAX_FILE = 256_000_000  # bytes of one file
+MAX_NAME = 65_536  # bytes of a long name or an extended header
+
+
+class Readable(Protocol):
+    """What can be read on and on."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes; fewer than asked for at the end alone."""
+
+
+def tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each regular file of a tar archive (POSIX.1-2001 ustar and pax, GNU names).
+
+    Folders are passed over; anything else, links and devices above all, raises ValueError.
+    first: the first header, which has been read already.
+    """
+    extended: dict[str, str] = {}
+    for number in range(3 * MAX_FILES):
+        header = _exactly(file, 512) if number else first
+        if header == bytes(512):
+            file.read(MAX_NAME)  # the padding; at the end what it is packed in is checked
+            return
+        if not is_header(header):
+            raise ValueError("a header of the tar archive is damaged")
+        kind, size = header[156:157], _number(header[124:136])
+        if kind in (b"x", b"g", b"L") and size <= MAX_NAME:
+            body = _exactly(file, size + -size % 512)[:size]
+            more = {"path": _text(body)} if kind == b"L" else _pax(body)
+            if kind == b"g" and more.keys() & {"path", "size"}:
+                raise ValueError("its global header renames every file")
+            extended |= more if kind != b"g" else {}
+            continue
+        name = _text(header[:100])
+        if header[257:263] == b"ustar\0" and header[345]:
+            name = f"{_text(header[345:500])}/{name}"
+        name, size = extended.get("path", name), int(extended.get("size", size))
+        is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
+        is_sparse = any(key.startswith("GNU.sparse") for key in extended)
+        if not is_folder and (kind not in (b"0", b"\0") or is_sparse):
+            raise ValueError(f"{name[:200]!r} is a link or a device, no file; pack it without")
+        if not 0 <= size <= (0 if is_folder else MAX_FILE):
+            raise ValueError(f"{name[:200]!r} is too large")
+        extended = {}
+        if not is_folder:
+            yield name, _exactly(file, size + -size % 512)[:size]
+    raise ValueError("it has too many members")
+
+
+def is_header(header: bytes) -> bool:
+    """Whether 512 bytes are a header of a tar archive: they hold their own sum."""
+    digits = header[148:156].strip(b" \0")
+    if len(header) < 512 or not re.fullmatch(b"[0-7]+", digits):
+        return False
+    return sum(header) - sum(header[148:156]) + 8 * ord(" ") == int(digits, 8)
+
+
+def _exactly(file: Readable, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def _number(field: bytes) -> int:
+    """A number of a tar header: octal text, or big-endian with the first bit set."""
+    if field[0] & 0x80:
+        return int.from_bytes(field) - (0x80 << 8 * (len(field) - 1))
+    digits = field.strip(b" \0") or b"0"
+    if not re.fullmatch(b"[0-7]+", digits):
+        raise ValueError("a header of the tar archive is damaged")
+    return int(digits, 8)
+
+
+def _text(field: bytes) -> str:
+    try:
+        return field.split(b"\0", 1)[0].decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"the name {ascii(field[:60])[1:]} is not UTF-8") from None
+
+
+def _pax(body: bytes) -> dict[str, str]:
+    """The records of an extended header, each of them "LENGTH KEY=VALUE" and a line feed."""
+    records = {}
+    while body:
+        digits = body.partition(b" ")[0]
+        length = int(digits) if re.fullmatch(b"[0-9]{1,9}", digits) else 0
+        if not len(digits) < length <= len(body):
+            raise ValueError("an extended header is damaged")
+        key, _, value = body[len(digits) + 1 : length - 1].partition(b"=")
+        records[key.decode(errors="replace")] = value.decode(errors="replace")
+        body = body[length:]
+    if not re.fullmatch("[0-9]{1,20}", records.get("size", "0")):
+        raise ValueError("an extended header is damaged")
+    return records

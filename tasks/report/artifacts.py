@@ -1,0 +1,102 @@
+"""What Prefect shows of a run: its plan, then its report, its ladder and what ran."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tasks.caching.plan import Outcome, Planned
+from tasks.caching.stage import Session
+from tasks.report import words
+
+
+def announce(session: Session, planned: list[Planned]) -> None:
+    """Show in Prefect what is about to run, and why, before the first stage does."""
+    from prefect.artifacts import create_table_artifact
+
+    cached = sum(each.state == "cached" for each in planned)
+    create_table_artifact(
+        plan_table(planned),
+        key=f"plan-{slug_of(session.settings.dataset)}",
+        description=f"What is about to run, and why: {len(planned) - cached} of "
+        f"{len(planned)} stages, {cached} are cached",
+    )
+
+
+def slug_of(home: str) -> str:
+    """A dataset's home in the letters that Prefect takes for an artifact's key, and still its own.
+
+    Where letters had to go, a digest keeps it from the key of another.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", home.lower()).strip("-")[:60]
+    return slug if slug == home else f"{slug or 'dataset'}-{sha256(home.encode()).hexdigest()[:8]}"
+
+
+def show_in_prefect(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """Show a report that lies in `folder`, and what became of each stage."""
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    name = slug_of(results["dataset"]["home"])
+    create_markdown_artifact(
+        (folder / "report.md").read_text(encoding="utf-8"),
+        key=f"report-{name}",
+        description=f"The whole report: {folder / 'report.html'}",
+    )
+    create_table_artifact(
+        ladder_table(results),
+        key=f"ladder-{name}",
+        description=" ".join([results["headline"], *map(words.escaped, results["warnings"])]),
+    )
+    create_table_artifact(
+        stages_table(outcomes), key=f"stages-{name}", description="What ran, what was cached, why"
+    )
+
+
+def ladder_table(results: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each rung, from the top of the ladder down, and for each baseline below them."""
+    rungs = [each | {"accuracy": each["testing_accuracy"]} for each in reversed(results["rungs"])]
+    floors = sorted(results["baselines"], key=lambda each: -each["accuracy"])
+    return [
+        {
+            "rung": words.readable(each["label"]),
+            "testing accuracy": words.percent(each["accuracy"]),
+            "95 % interval": words.span(each["interval"]),
+            "balanced accuracy": words.percent(each["balanced_accuracy"]),
+            "macro F1": f"{each['macro_f1']:.4f}",
+            "validation": words.percent(each.get("validation_accuracy")),
+            "training time": words.duration(each.get("seconds")),
+            "note": words.mark(results, each["label"]),
+        }
+        for each in (*rungs, *floors)
+    ]
+
+
+def plan_table(planned: list[Planned]) -> list[dict[str, str]]:
+    """A row for each stage: what would become of it, and why; first those that would run."""
+    return [
+        {
+            "stage": words.readable(each.stage),
+            "state": each.state,
+            "last time": words.duration(each.seconds),
+            "why": words.readable("; ".join(each.why)),
+        }
+        for each in sorted(planned, key=lambda each: each.state == "cached")
+    ]
+
+
+def stages_table(outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
+    """A row for each stage: its state, how long it took and why it ran; first those that ran."""
+    return [
+        {
+            "stage": words.readable(name),
+            "state": outcome.state,
+            "time": words.duration(outcome.seconds),
+            "why": words.readable("; ".join(outcome.why)),
+        }
+        for name, outcome in sorted(outcomes.items(), key=lambda item: item[1].state == "cached")
+    ]
