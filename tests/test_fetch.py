@@ -29,6 +29,7 @@ from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
 from tasks.images import archives, placing
 from tasks.images import fetch as chapter
+from tasks.images import tar as tar_chapter
 from tasks.images.fetch import Archive, fetch
 
 DATASET = {
@@ -500,6 +501,7 @@ def test_a_fetch_that_is_killed_leaves_the_old_or_the_new(
 
 def test_too_many_files_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_FILES", 7)
+    monkeypatch.setattr(tar_chapter, "MAX_MEMBERS", 21)
     with pytest.raises(LadderError, match="far more than it should"):
         take(tar(), root)
     folders = [member(f"d{i}", b"", tarfile.DIRTYPE) for i in range(30)]

@@ -24,9 +24,9 @@ from tasks.caching.basics import LadderError, printable
 from tasks.caching.stage import Run
 from tasks.images.kinds import what_begins
 from tasks.images.layout import TESTING, TRAINING, layout
-from tasks.images.tar import MAX_FILE, MAX_FILES, MAX_NAME, Readable, is_header, tar_members
+from tasks.images.tar import MAX_FILE, MAX_NAME, Readable, is_header, tar_members
 
-MAX_DEPTH = 8
+MAX_FILES, MAX_DEPTH = 2_000_000, 8
 MAX_RATIO = 200  # bytes unpacked for one packed: images hardly shrink, so beyond is a bomb
 MAX_MEMORY = 256 << 20  # bytes that unpacking xz may take; its strongest usual setting takes 65 MiB
 BROKEN = (

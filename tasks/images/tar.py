@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
-MAX_FILES = 2_000_000
+MAX_MEMBERS = 6_000_000  # files, folders and what goes before them
 MAX_FILE = 256_000_000  # bytes of one file
 MAX_NAME = 65_536  # bytes of a long name or an extended header
 
@@ -25,7 +25,7 @@ def tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
     first: the first header, which has been read already.
     """
     extended: dict[str, str] = {}
-    for number in range(3 * MAX_FILES):
+    for number in range(MAX_MEMBERS):
         header = _exactly(file, 512) if number else first
         if header == bytes(512):
             file.read(MAX_NAME)  # the padding; at the end what it is packed in is checked
