@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.rungs.models import MODELS, Conv, Norm, bilinear, initialize
+from tasks.rungs.building import initialize
+from tasks.rungs.convolution import Conv, Norm, bilinear
+from tasks.rungs.models import MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
-from tasks.rungs.building import contents, new_model
-from tasks.rungs.models import MODELS, Conv, First, initialize
+from tasks.rungs.building import contents, initialize, new_model
+from tasks.rungs.convolution import Conv, First
+from tasks.rungs.course import batches
+from tasks.rungs.measure import load_model, probabilities
+from tasks.rungs.models import MODELS
 from tasks.rungs.recipes import Recipe
-from tasks.rungs.train import batches, load_model, probabilities
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -35,7 +35,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"
 STEPS = 300 if FULL else 20
 RECIPE = '[[recipe]]\nmodel = "linear"\nloss = "{loss}"\nepochs = {epochs}\nlr = {lr}\n'
-CHAPTERS = ("images/decode", "rungs/baseline", "rungs/models", "rungs/losses", "rungs/train")
+CHAPTERS = (
+    "images/decode", "rungs/baseline", "rungs/models", "rungs/losses", "rungs/split",
+    "rungs/measure", "rungs/checkpoint", "rungs/train",
+)  # fmt: skip
 
 # Reasons
 

@@ -22,27 +22,17 @@ from tasks.caching import machine
 from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
 from tasks.caching.values import Stack
-from tasks.rungs.building import new_model
+from tasks.rungs import recording
+from tasks.rungs.building import initialize, new_model
+from tasks.rungs.course import batches, course, shifted
 from tasks.rungs.losses import LOSSES
-from tasks.rungs.models import MODELS, initialize
+from tasks.rungs.measure import load_model, probabilities
+from tasks.rungs.models import MODELS
+from tasks.rungs.optimizers import OPTIMIZERS, SCHEDULES, one_cycle, triangular
 from tasks.rungs.recipes import Recipe
-from tasks.rungs.train import (
-    OPTIMIZERS,
-    SCHEDULES,
-    batches,
-    course,
-    draw,
-    held_out_of,
-    load_model,
-    one_cycle,
-    probabilities,
-    repeated,
-    shifted,
-    split,
-    threads,
-    train,
-    triangular,
-)
+from tasks.rungs.recording import repeated
+from tasks.rungs.split import draw, held_out_of, split
+from tasks.rungs.train import threads, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -283,15 +273,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", lambda recording, stream: recording)
-    monkeypatch.setattr("tasks.rungs.train.repeated", lambda work, _device: repeated(work, "cuda"))
+    monkeypatch.setattr(recording, "repeated", lambda work, _device: repeated(work, "cuda"))
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_what_a_gpu_records_are_the_same_steps(model, request, monkeypatch) -> None:
     """Each leg of an epoch once as it is, then from a recording: order, shifts, rates are new."""
-    monkeypatch.setattr(
-        "tasks.rungs.train.LEG", 2
-    )  # so that 107 images take legs of 2 and 2 batches
+    monkeypatch.setattr(recording, "LEG", 2)  # so that 107 images take legs of 2 and 2 batches
     recipe = Recipe(model=model, loss="cross_entropy", batch_size=32, epochs=5, precision="float32")
     plain = fitted(recipe)
     request.getfixturevalue("gpu")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tasks.caching.values import Stack
-from tasks.rungs.train import held_out_of
+from tasks.rungs.split import held_out_of
 
 UNEQUAL = 1.5  # times the images of the smallest class: from here on every class counts alike too
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.caching.basics import LadderError
+from tasks.rungs.convolution import Conv, First
 
 _seeding = threading.RLock()  # what draws from a process's own streams takes turns
 
@@ -63,6 +64,29 @@ def new_model(
             generator.set_state(torch.get_rng_state())
     check_model(model)
     return model
+
+
+def initialize(model: nn.Module, init: str, generator: torch.Generator) -> None:
+    """Draw a model's first weights from `generator`, in place.
+
+    "randn" is the post's: the weights and biases of linear layers, and of our
+    convolutions, from the standard normal distribution, as a generator of this seed begins.
+    Frozen ones, norms, torch's convolutions and whatever else there is stay as they were built.
+    "default" leaves all as it was built: torch's layers uniform within 1 / sqrt(inputs of a unit).
+    """
+    if init == "randn":
+        generator.manual_seed(generator.initial_seed())
+        for parameter in _linear_parameters(model):
+            parameter.data.normal_(generator=generator)
+
+
+def _linear_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights and biases, frozen ones left out, of linear layers and our convolutions."""
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, First, Conv)):
+            for name, parameter in layer.named_parameters(recurse=False):
+                if name in ("weight", "bias") and parameter.requires_grad:
+                    yield parameter
 
 
 def check_model(model: object) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tasks.rungs.building import initialize
 from tasks.rungs.losses import LOSSES
-from tasks.rungs.models import MODELS, initialize
+from tasks.rungs.models import MODELS
 
 RUNGS = [
     ("linear", "sigmoid_mse"),

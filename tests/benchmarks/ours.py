@@ -23,19 +23,15 @@ from tasks.caching.yielding import yield_to_others
 from tasks.images.decode import decode
 from tasks.images.scan import Folder, scan
 from tasks.rungs.baseline import DISTANCES, baseline, mean
-from tasks.rungs.building import new_model
+from tasks.rungs.building import initialize, new_model
+from tasks.rungs.checkpoint import State
+from tasks.rungs.course import course
 from tasks.rungs.losses import LOSSES
-from tasks.rungs.models import MODELS, initialize
+from tasks.rungs.models import MODELS
+from tasks.rungs.optimizers import OPTIMIZERS, constant
 from tasks.rungs.recipes import Recipe
-from tasks.rungs.train import (
-    OPTIMIZERS,
-    Descent,
-    Labelled,
-    State,
-    constant,
-    course,
-    train,
-)
+from tasks.rungs.split import Labelled
+from tasks.rungs.train import Descent, train
 
 
 @contextmanager
@@ -128,7 +124,7 @@ def _descent(recipe: Recipe) -> Descent:
 def step(recipe: Recipe) -> None:
     """One step of a recipe on one batch of noise, as the train stage takes it."""
     way = course(torch.Generator(), recipe, constant, recipe.batch_size, 0)
-    _descent(recipe).step(way.order, way.shifts[0], way.rates[0])
+    _descent(recipe).step(way.batches[0], way.shifts[0], way.rates[0])
 
 
 def steps(recipe: Recipe, seconds: float) -> tuple[float, float]:
