@@ -5,22 +5,16 @@ Torch and Prefect take seconds to import, so each command imports what it needs.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import difflib
-import errno
 import importlib.metadata
 import io
 import json as jsonlib
 import os
 import random
-import re
-import shlex
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from gc import set_threshold
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,20 +22,20 @@ import cyclopts
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from flows.endings import blamed, briefly, refuse_bytes, say, stop
+from flows.options import Dataset, Given, Options, whole
 from flows.quick import Memory, mark_cached
 from tasks.caching.basics import (
     LadderError,
     StageError,
     data_root,
     printable,
-    redacted,
     shortened,
     shown,
-    unreadable,
 )
-from tasks.caching.places import Place, find_place, insist_on_name
+from tasks.caching.places import find_place
 from tasks.rungs import limits
-from tasks.rungs.limits import EPOCHS, SIDE, Device, allowed, read_small
+from tasks.rungs.limits import allowed, read_small
 
 CHAPTERS = (  # those with stages
     "tasks.images.decode",
@@ -59,14 +53,6 @@ class _App(cyclopts.App):
         return script.replace("complete -F", "complete -o bashdefault -o default -F")
 
 
-def _whole(_kind: Any, tokens: Any) -> int:
-    """A whole number as people write it: 3, and neither 3.5 (cyclopts would round it) nor 0x3."""
-    text = tokens[0].value
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-        raise ValueError(f"{shown(text)} is not a whole number.")
-    return int(text)
-
-
 app = _App(
     name="stepladder",
     help="Climb a ladder of image classifiers; run again, redo only what a change can reach.",
@@ -76,108 +62,6 @@ app = _App(
 app.register_install_completion_command(
     add_to_startup=True, help="Let the shell complete commands and options: bash, zsh or fish."
 )
-
-# Path is never made of it: it tells completion that files come here.
-Given = str | Path
-Dataset = Annotated[Given, Parameter(help="A folder's name under the data root, or its path: ./x")]
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Options:
-    """What `run` and `plan` have in common."""
-
-    validation: Annotated[
-        str, Parameter(help='Share of training held out, or "testing" for the post\'s shortcut')
-    ] = "0.1"
-    epochs: Annotated[
-        int | None,
-        Parameter(
-            help="Train every recipe this long instead of its own number",
-            converter=_whole,
-            validator=Number(gte=EPOCHS[0], lte=EPOCHS[-1]),
-        ),
-    ] = None
-    only: Annotated[str, Parameter(help='Glob over recipe names, such as "linear*"')] = "*"
-    device: Annotated[Device, Parameter(help="auto takes a GPU where there is one")] = "auto"
-    refresh: Annotated[
-        tuple[str, ...],
-        Parameter(help='Glob over stage names to run even when cached, such as "train*"'),
-    ] = ()
-    recipes: Annotated[
-        Path | None, Parameter(help="TOML file of recipes to climb instead of the default ladder")
-    ] = None
-    models: Annotated[
-        str | None, Parameter(help="Cross these models, a,b,c, with --losses and --seeds")
-    ] = None
-    losses: Annotated[
-        str | None, Parameter(help="Losses to cross with --models, a,b,c (cross_entropy)")
-    ] = None
-    seeds: Annotated[str | None, Parameter(help="Seeds to cross with --models, 0,1,2 (0)")] = None
-    size: Annotated[
-        str | None, Parameter(help="Resize every image: HEIGHTxWIDTH, such as 28x28")
-    ] = None
-    name: Annotated[
-        str | None,
-        Parameter(help="What to call the dataset; folders of one name share reports and history"),
-    ] = None
-
-    def place(self, dataset: str) -> Place | None:
-        """The dataset that is meant, where it is there.  Raises LadderError."""
-        if self.name is not None:
-            insist_on_name(self.name, "--name")
-        return find_place(dataset, self.name or "")
-
-    def parameters(self, dataset: Given) -> dict[str, Any]:
-        """The parameters of the flow.  Raises LadderError for what cannot be meant."""
-        return {
-            "dataset": allowed("dataset", limits.Dataset, str(dataset)),
-            "recipes": self._recipes(),
-            "validation": allowed("--validation", limits.Validation, _number(self.validation)),
-            "epochs": self.epochs,
-            "only": allowed("--only", limits.Only, self.only),
-            "device": self.device,
-            "refresh": allowed("--refresh", limits.Refresh, list(self.refresh)),
-            "size": None if self.size is None else _size(self.size),
-            "name": self.name or "",
-            "command": self._command(str(dataset)),
-        }
-
-    def _command(self, dataset: str) -> str:
-        """The command line that starts the same run again, in whatever folder."""
-        place = self.place(dataset)
-        words = ["stepladder", "run", place.given if place else dataset]
-        usual = Options()
-        for name, value in asdict(self).items():
-            if value != getattr(usual, name):
-                values = value if isinstance(value, tuple) else [value]
-                for each in values:
-                    words += [f"--{name}", str(each.absolute() if name == "recipes" else each)]
-        return shlex.join(words)
-
-    def _recipes(self) -> list[Any] | None:
-        from tasks.rungs.recipes import cross, read_recipes
-
-        crossed = (self.models, self.losses, self.seeds) != (None, None, None)
-        if self.recipes and crossed:
-            raise LadderError(
-                "--recipes says what to train; leave out --models, --losses and --seeds"
-            )
-        if self.recipes:
-            return read_recipes(self.recipes)
-        if not crossed:
-            return None
-        if self.models is None:
-            raise LadderError("--losses and --seeds are crossed with --models, such as linear,mlp")
-        losses = "cross_entropy" if self.losses is None else self.losses
-        seeds = _listed("--seeds", "0" if self.seeds is None else self.seeds, "0,1,2")
-        if not all(re.fullmatch("[0-9]{1,10}", seed) for seed in seeds):
-            raise LadderError(f"--seeds {shown(self.seeds)} are not whole numbers, such as 0,1,2")
-        return cross(
-            _listed("--models", self.models, "linear,mlp"),
-            _listed("--losses", losses, "softmax_mse,cross_entropy"),
-            [*map(int, seeds)],
-        )
 
 
 @app.command
@@ -193,7 +77,7 @@ def run(
         int,
         Parameter(
             help="Compute this many cached stages again, and compare",
-            converter=_whole,
+            converter=whole,
             validator=Number(gte=0),
         ),
     ] = 0,
@@ -392,7 +276,7 @@ def gc(
     *,
     keep_last: Annotated[
         int | None,
-        Parameter(help="Keep what each dataset's newest reports need, this many", converter=_whole),
+        Parameter(help="Keep what each dataset's newest reports need, this many", converter=whole),
     ] = None,
     max_size: Annotated[
         str | None, Parameter(help="Keep other results too, up to a size such as 500MB")
@@ -490,12 +374,12 @@ def main() -> None:
     Exit status 2 is for what the command line cannot mean, 1 for what could not be done.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+        signal.signal(number, stop)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal has no letters for, in escapes
             stream.reconfigure(errors="backslashreplace")
     try:
-        _refuse_bytes(sys.argv[1:])
+        refuse_bytes(sys.argv[1:])
         try:
             app(sys.argv[1:], exit_on_error=False, print_error=False)
         finally:
@@ -504,103 +388,21 @@ def main() -> None:
         text = shortened(" ".join(str(error).split()))
         if isinstance(error, cyclopts.UnusedCliTokensError):
             text = f"There is no place for the argument {shown((error.unused_tokens or [''])[0])}."
-        _say(text if "Did you mean" in text else f"{text} `stepladder --help` says more.")
+        say(text if "Did you mean" in text else f"{text} `stepladder --help` says more.")
         sys.exit(2)
     except (LadderError, StageError) as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(1)
     except BrokenPipeError:  # its reader has read enough
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # of this machine: a disk, a limit, a right that is not there
-        _say(_blamed(error))
+        say(blamed(error))
         sys.exit(1)
-
-
-def _blamed(error: OSError) -> str:
-    if isinstance(error.filename, str):
-        return str(unreadable(Path(error.filename), error))
-    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO):
-        return f"standard output cannot be written: {error.strerror}"
-    return str(error)
-
-
-def _refuse_bytes(arguments: list[str]) -> None:
-    """Raise CycloptsError for an argument that is not text, which nothing here could pass on."""
-    for each in arguments:
-        if any("\ud800" <= letter <= "\udfff" for letter in each):
-            encoding = sys.getfilesystemencoding()
-            said = f"The argument {shown(each)} is no text in this terminal's encoding, {encoding}."
-            raise cyclopts.CycloptsError(msg=said)
 
 
 def start() -> None:
     """The command `stepladder`: `main`, as quickly begun and ended as can be."""
     briefly(main)
-
-
-def briefly(act: Callable[[], object]) -> None:
-    """Call a function, and end the process when all is written that others still hold.
-
-    To tear down torch and Prefect as well, object by object, takes more than half a second; to
-    look for garbage among what their import makes, where there is none, almost as long.
-    """
-    set_threshold(200_000, 30, 30)
-    status: object = 1
-
-    def leave() -> None:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            with contextlib.suppress(OSError):  # nobody reads on
-                stream.flush()
-        os._exit(status if isinstance(status, int) else int(status is not None))
-
-    atexit.register(leave)  # the first to register comes last
-    try:
-        act()
-        status = 0
-    except SystemExit as end:
-        status = end.code
-        raise
-
-
-def _stop(number: int, _frame: object) -> None:
-    """End at once: Prefect would go on asking a server that the same Ctrl-C has ended."""
-    if (console := sys.modules.get("flows.console")) and console.Display.shown:
-        console.Display.shown.close()
-    _say("stopped; what had finished is kept, the same command goes on from it")
-    os._exit(128 + number)
-
-
-def _say(message: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens
-        print(f"stepladder: {printable(redacted(message))}", file=sys.stderr, flush=True)
-
-
-def _number(text: str) -> float | str:
-    """The number that a text is, or the text."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def _listed(option: str, text: str, example: str) -> list[str]:
-    """What stands between commas.  Raises LadderError where that is nothing."""
-    names = [each.strip() for each in text.split(",")]
-    if not all(names):
-        raise LadderError(f"{option} {shown(text)} leaves a name out; give it as in {example}")
-    return names
-
-
-def _size(text: str) -> tuple[int, int]:
-    """[height, width] in pixels, of a text such as 28x28.  Raises LadderError."""
-    found = re.fullmatch("([0-9]{1,9})[xX]([0-9]{1,9})", text)
-    size = (int(found[1]), int(found[2])) if found else (0, 0)
-    if size[0] not in SIDE or size[1] not in SIDE:
-        raise LadderError(
-            f"--size {text if text.isalnum() and len(text) < 40 else shown(text)} is no size; "
-            f"give HEIGHTxWIDTH, such as 28x28, each from {SIDE[0]} to {SIDE[-1]:,}"
-        )
-    return size
 
 
 def _tame_prefect(verbose: bool) -> None:

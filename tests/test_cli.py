@@ -33,7 +33,7 @@ WATCHED = """
 import signal, time
 from flows import cli
 from flows.console import Display
-signal.signal(signal.SIGINT, cli._stop)
+signal.signal(signal.SIGINT, cli.stop)
 with Display() as display:
     display.wait("starting Prefect")
     time.sleep(0.3)

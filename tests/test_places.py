@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from cyclopts import App
 
-from flows import cli
 from flows.ladder import command_of, find_dataset, open_session, run_name
+from flows.options import Options
 from tasks.caching.basics import LadderError, redacted
 from tasks.caching.places import find_place
 from tasks.caching.plan import asleep
@@ -220,7 +220,7 @@ def parsed(command: str) -> dict:
     found: dict = {}
 
     @app.command
-    def run(dataset: str = "sample", /, *, options: cli.Options = cli.Options()) -> None:
+    def run(dataset: str = "sample", /, *, options: Options = Options()) -> None:
         found.update(options.parameters(dataset))
 
     app(shlex.split(command)[1:], exit_on_error=False)
