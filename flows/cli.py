@@ -178,13 +178,9 @@ def _run(
 
     display.wait("starting Prefect")
     from flows.ladder import PLANNED, ladder
-    from tasks.caching.stage import AUDIT, OBSERVER, log
+    from tasks.caching.orchestration import AUDIT, OBSERVER
 
-    def tell(event: str, name: str, **facts: Any) -> None:
-        log(event, name, **facts)
-        display(event, name, **facts)
-
-    OBSERVER.set(tell)
+    OBSERVER.set(display)
     AUDIT.set(tuple(audited))
     PLANNED.set(planned)
     with server.use():

@@ -187,7 +187,7 @@ class Display:
             self._console.print(plain(text), soft_wrap=True)
 
     def __call__(self, event: str, name: str, **facts: Any) -> None:
-        """Take what `tasks.caching.stage` tells its observer."""
+        """Take what `tasks.caching.call` tells its observer."""
         with self._lock:
             self.wait("")
             match event:
@@ -205,7 +205,7 @@ class Display:
                     if name in self._bars:
                         self._progress.remove_task(self._bars.pop(name))
                     if event == "ran":
-                        from tasks.caching.plan import FIRST
+                        from tasks.caching.cues import FIRST
 
                         why = "; ".join(reason for reason in facts["why"] if reason != FIRST)
                         first = self._said.setdefault(why, name)

@@ -22,9 +22,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from tasks.caching import machine
 from tasks.caching.basics import LadderError, clean, data_root, shown
+from tasks.caching.call import Settings, matches
+from tasks.caching.orchestration import Orchestrated, begin
 from tasks.caching.places import Place, candidates, find_place
 from tasks.caching.plan import Planned, asleep
-from tasks.caching.stage import Session, Settings, begin, matches
+from tasks.caching.session import Session
 from tasks.images.decode import decode
 from tasks.images.fetch import RESERVED, fetch
 from tasks.images.scan import scan
@@ -171,7 +173,7 @@ def open_session(place: Place, device: str, refresh: list[str], command: str) ->
             command=command or command_of({**flow_run.parameters, "dataset": place.given}),
         )
     )
-    if session.planned is None and flow_run.id:
+    if isinstance(session, Orchestrated) and flow_run.id:
         announce(session, PLANNED.get() or plan(flow_run.parameters))
     return session
 

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from flows import ladder as flow
-from tasks.caching import process
-from tasks.caching.plan import Ref
-from tasks.caching.stage import OBSERVER, Call, Session
+from tasks.caching.call import Settings
+from tasks.caching.refs import Ref
+from tasks.caching.session import Session, opening
 
 FIGURES: defaultdict[str, Counter[str]] = defaultdict(Counter)  # printed after the whole suite
 Event = tuple[str, str, float]  # what happened, to which stage, and when
@@ -26,11 +26,6 @@ Event = tuple[str, str, float]  # what happened, to which stage, and when
 
 class StopHere(Exception):  # noqa: N818 - no error
     """The run has come to the stage it was to stop at."""
-
-
-def run_here(target: Any, arguments: Any, progress: Any, cores: int, *_more: Any) -> Any:
-    """`process.run`, in this process."""
-    return process._function(target)(*arguments, progress=progress, cores=cores)
 
 
 def climb(
@@ -42,29 +37,28 @@ def climb(
     """
     done: dict[str, Ref] = {}
 
-    def submit(session: Session, stage: Any, name: str, arguments: dict[str, Any]) -> Ref:
-        if name == stop:
-            raise StopHere
-        # What a report tells of its run is the same each time, so that runs can be compared.
-        settings = replace(session.settings, started="2026-01-01T00:00:00+00:00", command="")
-        done[name] = Call(stage, name, arguments, settings).perform()
-        return done[name]
-
     def observe(event: str, name: str, **_facts: Any) -> None:
         if event in ("runs", "ran", "cached"):
             tell((event, name, time.monotonic()))
 
-    token = OBSERVER.set(observe)
+    class UpTo(Session):
+        def __init__(self, settings: Settings) -> None:
+            # What a report tells of its run is the same each time, so that runs can be compared.
+            super().__init__(replace(settings, started="2026-01-01T00:00:00+00:00", command=""))
+            self.refs, self._tell = done, observe
+
+        def call(self, stage: Any, name: str, arguments: dict[str, Any]) -> Any:
+            if name == stop:
+                raise StopHere
+            return super().call(stage, name, arguments)
+
     with (
         mock.patch.dict(os.environ, STEPLADDER_DATA=str(data)),
-        mock.patch.object(Session, "submit", submit),
-        mock.patch.object(process, "run", run_here),
-        mock.patch.object(process, "warm_up"),
+        opening(UpTo),
         mock.patch.object(flow, "publish"),
         contextlib.suppress(StopHere),
     ):
         flow.ladder.fn("tiny", **options)
-    OBSERVER.reset(token)
     return done
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 from test_publish import Stored
 from test_report import HOSTILE, climb
 
-from tasks.caching.stage import Outcome, Run
+from tasks.caching.refs import Outcome
+from tasks.caching.stage import Run
 from tasks.images.decode import decode
 from tasks.images.fetch import fetch
 from tasks.images.scan import scan

@@ -25,7 +25,9 @@ from PIL.PngImagePlugin import PngImageFile
 
 from tasks.caching import machine
 from tasks.caching.basics import LadderError, StageError, told
-from tasks.caching.stage import Run, Session, Settings
+from tasks.caching.call import Settings
+from tasks.caching.orchestration import Orchestrated
+from tasks.caching.stage import Run
 from tasks.caching.values import Stack
 from tasks.images import canvas, folders, listings
 from tasks.images import decode as chapter
@@ -696,7 +698,7 @@ def test_those_of_several_folders_are_counted_together() -> None:
 
 def test_the_run_ends_with_the_bad_files_of_all_its_folders() -> None:
     """A stage's own failure is told whole; what could not begin for it is not told."""
-    session = Session(Settings(cache="", dataset=""), None)
+    session = Orchestrated(Settings(cache="", dataset=""))
     errors = [LadderError(told(f"decode[{c}]: {c}{i}" for i in range(15))) for c in "ab"]
     for error in (*errors, StageError("Traceback\n" + "line\n" * 30 + "end"), None):
         state = mock.Mock()

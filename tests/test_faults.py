@@ -33,8 +33,10 @@ from climbing import FIGURES, climb, write_tiny
 from prefect_server import errors_of
 
 from tasks.caching.basics import DamagedError, LadderError, StageError
+from tasks.caching.call import Call, Settings
+from tasks.caching.process import Processes
 from tasks.caching.records import checked, digest_of
-from tasks.caching.stage import OBSERVER, Call, Settings, stage
+from tasks.caching.stage import stage
 from tasks.caching.store import Store
 from tasks.caching.values import Stack, Weights
 
@@ -345,9 +347,8 @@ def slow(number: int) -> dict[str, Any]:
 
 
 def perform_slow(root: Path, number: int, start: float, report: Connection) -> None:
-    OBSERVER.set(lambda *_event, **_facts: None)
     time.sleep(max(0, start - time.time()))
-    ref = Call(slow, "slow", {"number": number}, Settings(str(root), "tiny")).perform()
+    ref = Call(slow, "slow", {"number": number}, Settings(str(root), "tiny"), Processes()).perform()
     report.send((ref.outcome.state, ref.digest))
 
 
@@ -413,8 +414,7 @@ def perform_sleep(root: Path, report: Connection) -> None:
         if event == "runs":
             report.send(event)
 
-    OBSERVER.set(tell)
-    Call(endless, "endless", {}, Settings(str(root), "tiny")).perform()
+    Call(endless, "endless", {}, Settings(str(root), "tiny"), Processes(), tell).perform()
 
 
 @stage
@@ -460,7 +460,6 @@ def apart(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _send(report: Connection, work: Callable[..., Any], *arguments: Any) -> None:
-    OBSERVER.set(lambda *_event, **_facts: None)
     try:
         report.send(work(*arguments))
     except LadderError as error:
@@ -474,7 +473,7 @@ def perform(root: Path, number: int, limit: int | None = None) -> str:
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     settings = Settings(str(root), "tiny")
-    return Call(slow, "slow", {"number": number}, settings).perform().outcome.state
+    return Call(slow, "slow", {"number": number}, settings, Processes()).perform().outcome.state
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from shell import Shell
 from sklearn.datasets import load_digits
 
 from flows.ladder import ladder
-from tasks.caching.stage import limited
+from tasks.caching.orchestration import limited
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = """

@@ -26,7 +26,9 @@ from flows import cli
 from flows.reports import find_report
 from tasks.caching import locks, machine, process, upkeep
 from tasks.caching.basics import LadderError, StoppedError, point_to, pointed_at, write_atomic
-from tasks.caching.stage import Session, Settings
+from tasks.caching.bodies import Body
+from tasks.caching.call import Settings
+from tasks.caching.orchestration import Orchestrated
 from tasks.caching.store import Store
 from tasks.caching.values import Stack, Weights
 
@@ -149,14 +151,14 @@ def test_where_no_process_can_be_started_the_run_ends_in_one_line(
 
     monkeypatch.setattr(process, "warm_up", lambda: None)
     monkeypatch.setattr(process._FORK_SERVER.Process, "start", refuse)
-    bodies, futures = process.Bodies(), []
+    processes, futures = process.Processes(), []
     open_files = len(os.listdir("/dev/fd"))
     for number in range(5):
         with pytest.raises((LadderError, StoppedError)) as told:
-            process.run(("x", "y"), (), print, 1, 0, bodies)
+            processes.run(Body("x", "y", ()), print)
         futures.append(future(type(told.value)(f"decode[{number}]: {told.value}")))
     assert len(os.listdir("/dev/fd")) == open_files
-    session = Session(Settings("", ""), None)
+    session = Orchestrated(Settings("", ""))
     session.futures = futures
     with pytest.raises(LadderError) as ended:
         session.finish(None)

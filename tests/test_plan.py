@@ -28,8 +28,9 @@ from climbing import FIGURES
 from PIL import Image
 from pydantic import BaseModel
 
-from tasks.caching.plan import Look, Pending, differences, inputs_of, plain
+from tasks.caching.cues import Look, differences
 from tasks.caching.records import digest_of
+from tasks.caching.refs import Pending, inputs_of, plain
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"

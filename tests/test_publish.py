@@ -9,7 +9,9 @@ from typing import NamedTuple
 import pytest
 from test_report import HOSTILE, Page, climb, shape_of
 
-from tasks.caching.plan import FIRST, Outcome, Planned
+from tasks.caching.cues import FIRST
+from tasks.caching.plan import Planned
+from tasks.caching.refs import Outcome
 from tasks.report.artifacts import ladder_table, plan_table, stages_table
 from tasks.report.comparison import comparison, moved
 from tasks.report.publish import place

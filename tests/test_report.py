@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tasks.caching.stage import Outcome, Run
+from tasks.caching.refs import Outcome
+from tasks.caching.stage import Run
 from tasks.caching.values import Stack, Weights
 from tasks.report import plots, tiles
 from tasks.report.health import health

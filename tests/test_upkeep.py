@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from climbing import run_here
 
 from flows import cli
-from tasks.caching import process, upkeep
+from tasks.caching import upkeep
 from tasks.caching.basics import LadderError
-from tasks.caching.plan import Ref
-from tasks.caching.stage import OBSERVER, Call, Gauge, Run, Settings, stage
+from tasks.caching.bodies import Cores, Here
+from tasks.caching.call import Call, Settings
+from tasks.caching.orchestration import Gauge
+from tasks.caching.plan import look_up
+from tasks.caching.refs import Ref
+from tasks.caching.stage import Run, stage
 from tasks.caching.store import Store
 
 HOURS = 3600
@@ -291,19 +294,19 @@ def lazy(number: int, *, run: Run = Run()) -> dict[str, Any]:
 
 
 @pytest.fixture
-def perform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def perform(tmp_path: Path) -> Any:
     """Perform a stage in this process; gives its reference and the events it told."""
-    events: list[tuple[str, dict[str, Any]]] = []
-    token = OBSERVER.set(lambda event, name, **facts: events.append((event, facts)))
-    monkeypatch.setattr(process, "run", run_here)
 
-    def perform(stage: Any, **settings: Any) -> tuple[Ref, list[str]]:
-        events.clear()
-        call = Call(stage, stage.name, {"number": 1}, Settings(str(tmp_path), "tiny", **settings))
-        return call.perform(), [event for event, _facts in events]
+    def perform(stage: Any, **given: Any) -> tuple[Ref, list[str]]:
+        events: list[str] = []
+        settings = Settings(str(tmp_path), "tiny", **given)
+        call = Call(
+            stage, stage.name, {"number": 1}, settings, Here(),
+            lambda event, name, **facts: events.append(event),
+        )  # fmt: skip
+        return call.perform(), events
 
-    yield perform
-    OBSERVER.reset(token)
+    return perform
 
 
 def test_a_bar_in_prefect_moves_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +321,7 @@ def test_a_bar_in_prefect_moves_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect.artifacts.create_progress_artifact", move)
     monkeypatch.setattr("prefect.artifacts.update_progress_artifact", move)
     monkeypatch.setattr("prefect.context.TaskRunContext.get", lambda: "a task run")
-    monkeypatch.setattr("tasks.caching.stage.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tasks.caching.orchestration.time.monotonic", lambda: now[0])
     gauge = Gauge("train mlp")
     gauge(1, 1000, "it only waits yet")
     gauge.begin()
@@ -378,10 +381,10 @@ def test_what_tells_of_its_run_is_not_held_against_another(perform: Any, tmp_pat
     record = json.loads(next((tmp_path / "records" / "telling").iterdir()).read_bytes())["body"]
     assert record["about"]["seen"] == ["started"]
     call = Call(telling, "telling", {"number": 1}, Settings(str(tmp_path), "tiny"))
-    assert call.plan()[1].comparable is False
+    assert look_up(call)[1].comparable is False
     call = Call(lazy, "lazy", {"number": 1}, Settings(str(tmp_path), "tiny"))
     perform(lazy)
-    assert call.plan()[1].comparable is True
+    assert look_up(call)[1].comparable is True
 
 
 @pytest.mark.parametrize(
@@ -400,7 +403,7 @@ def test_only_what_a_cpu_trains_twice_is_compared(
     for each, expected in ((placed, same), (steady, True)):
         perform(each, device=then)
         call = Call(each, each.name, {"number": 1}, Settings(str(tmp_path), "tiny", now))
-        assert call.plan()[1].comparable is expected
+        assert look_up(call)[1].comparable is expected
 
 
 def test_a_refreshed_stage_takes_nothing_from_earlier_results(perform: Any, tmp_path: Path) -> None:
@@ -427,7 +430,7 @@ def test_a_result_replaced_under_a_run_is_not_taken_for_the_old_one(
 )
 def test_waiting_work_gets_cores_in_a_good_order(total: int, expected: str) -> None:
     """What takes few cores first, of that the longest, and what nobody knows in order of asking."""
-    cores, order = process.Cores(total), []
+    cores, order = Cores(total), []
 
     def work(name: str, wanted: int, seconds: float) -> None:
         with cores.hold(wanted, seconds) as held:

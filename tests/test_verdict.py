@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.console import verdict
-from tasks.caching.stage import Outcome, Run
+from tasks.caching.refs import Outcome
+from tasks.caching.stage import Run
 from tasks.caching.values import Stack
 from tasks.report import words
 from tasks.report.artifacts import ladder_table

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from tasks.caching import source
 from tasks.caching.basics import LadderError
-from tasks.caching.plan import is_input
+from tasks.caching.refs import is_input
 
 ENGINE = "tasks.caching"
 _TURN = threading.RLock()  # Python 3.11 counts the depth of syntax trees across threads

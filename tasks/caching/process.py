@@ -11,9 +11,6 @@ import contextlib
 import ctypes
 import errno
 import gc
-import heapq
-import importlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -28,8 +25,9 @@ from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
 from typing import Any
 
-from tasks.caching import machine
+from tasks.caching import bodies, machine
 from tasks.caching.basics import LadderError, StageError, StoppedError
+from tasks.caching.bodies import CORES, Body, Here
 from tasks.caching.yielding import yield_to_others
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
@@ -38,58 +36,6 @@ _starting = threading.Lock()
 _SPARE = 16  # descriptors that starting a process takes for a moment
 _SOCKET_PATH = 104 - len("/pymp-12345678/listener-12345678") - 1  # macOS takes 104, Linux 108
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-PRELOAD: dict[str, None] = {}  # the modules that define stages, which a body would import otherwise
-
-
-class Cores:
-    """Hands out cores: few-core work first, then the longest, which then is not all that is left.
-
-    What is as long as another comes in order of asking.
-    """
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._free = total
-        self._queue: list[tuple[int, float, int]] = []
-        self._count = itertools.count()
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def hold(self, wanted: int, seconds: float) -> Iterator[int]:
-        """Wait for and hold up to `wanted` cores, for about so long; gives how many."""
-        cores = min(wanted, self.total)
-        ticket = (cores, -seconds, next(self._count))
-        with self._changed:
-            heapq.heappush(self._queue, ticket)
-            while self._queue[0] != ticket or self._free < cores:
-                self._changed.wait()
-            heapq.heappop(self._queue)
-            self._free -= cores
-            self._changed.notify_all()
-        try:
-            yield cores
-        finally:
-            with self._changed:
-                self._free += cores
-                self._changed.notify_all()
-
-
-class Bodies:
-    """The stage bodies of one flow run, which end together when it is stopped."""
-
-    def __init__(self) -> None:
-        self.running: set[BaseProcess] = set()
-        self.stopped = False
-
-    def stop(self) -> None:
-        """End every body at once, and let none start that still waits for a core."""
-        self.stopped = True
-        for process in list(self.running):
-            with contextlib.suppress(ValueError):  # it has ended just now
-                process.kill()
-
-
-CORES = Cores(machine.available_cores())
 
 
 def warm_up(*modules: str) -> None:
@@ -101,7 +47,7 @@ def warm_up(*modules: str) -> None:
         # The fork server searches where this process does, wherever it was started.
         paths = [_ROOT, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
-        _FORK_SERVER.set_forkserver_preload(["tasks.caching.served", *PRELOAD, *modules])
+        _FORK_SERVER.set_forkserver_preload(["tasks.caching.served", *bodies.MODULES, *modules])
         from multiprocessing.forkserver import ensure_running
 
         machine.raise_limit()  # for all that starts from here, too
@@ -120,61 +66,65 @@ def _cannot_start(error: Exception) -> LadderError:
     )
 
 
-def run(
-    target: tuple[str, str],
-    arguments: tuple[Any, ...],
-    progress: Callable[..., None],
-    cores: int,
-    seconds: float,
-    bodies: Bodies,
-) -> Any:
-    """Call a module's function, `progress=` and `cores=` added, in a process of its own.
+class Processes:
+    """The bodies of one flow run, each in a process of its own; they end together."""
 
-    It wants so many cores for about so many seconds, 0 where nobody knows.
-    Raises what it raised: LadderError as it is, anything else as StageError with its traceback.
-    When no process can be started, raises LadderError and lets none start after it.
-    """
-    if multiprocessing.current_process().daemon:
-        # A daemonic worker of somebody else's pool may not have children.
-        return _function(target)(*arguments, progress=progress, cores=cores)
-    warm_up()
-    with CORES.hold(cores, seconds) as held:
-        process, receiver = _start((_ROOT, target, arguments, held), bodies)
-        try:
-            with receiver:
-                return _listen(receiver, process, progress)
-        except StageError:
-            if bodies.stopped:
-                raise StoppedError("its run was stopped") from None
-            raise
-        finally:
-            process.kill()
-            process.join()
-            bodies.running.discard(process)
-            process.close()  # an error that is kept would keep its descriptors
+    def __init__(self) -> None:
+        self._running: set[BaseProcess] = set()
+        self._stopped = False
 
+    def run(self, body: Body, progress: Callable[..., None]) -> Any:
+        """Run a body in a process of its own; a StageError carries that one's traceback.
 
-def _start(arguments: tuple[Any, ...], bodies: Bodies) -> tuple[BaseProcess, Connection]:
-    """Start a body's process; gives it and where it answers."""
-    with _starting, _without_main():
-        if bodies.stopped:
-            raise StoppedError("its run was stopped before it began")
-        with contextlib.ExitStack() as on_failure:
+        When no process can be started, raises LadderError and lets none start after it.
+        """
+        if multiprocessing.current_process().daemon:
+            # A daemonic worker of somebody else's pool may not have children.
+            return Here().run(body, progress)
+        warm_up()
+        with CORES.hold(body.cores, body.seconds) as held:
+            process, receiver = self._start((_ROOT, body, held))
             try:
-                insist_on_descriptors()
-                receiver, sender = _FORK_SERVER.Pipe(duplex=False)
-                on_failure.enter_context(receiver)
-                with sender:
-                    process = _FORK_SERVER.Process(
-                        target=_child, args=(sender, *arguments), daemon=True
-                    )
-                    process.start()
-            except (OSError, EOFError) as error:
-                bodies.stop()
-                raise _cannot_start(error) from error
-            on_failure.pop_all()
-        bodies.running.add(process)
-        return process, receiver
+                with receiver:
+                    return _listen(receiver, process, progress)
+            except StageError:
+                if self._stopped:
+                    raise StoppedError("its run was stopped") from None
+                raise
+            finally:
+                process.kill()
+                process.join()
+                self._running.discard(process)
+                process.close()  # an error that is kept would keep its descriptors
+
+    def stop(self) -> None:
+        """End every body at once, and let none start that still waits for a core."""
+        self._stopped = True
+        for process in list(self._running):
+            with contextlib.suppress(ValueError):  # it has ended just now
+                process.kill()
+
+    def _start(self, arguments: tuple[Any, ...]) -> tuple[BaseProcess, Connection]:
+        """Start a body's process; gives it and where it answers."""
+        with _starting, _without_main():
+            if self._stopped:
+                raise StoppedError("its run was stopped before it began")
+            with contextlib.ExitStack() as on_failure:
+                try:
+                    insist_on_descriptors()
+                    receiver, sender = _FORK_SERVER.Pipe(duplex=False)
+                    on_failure.enter_context(receiver)
+                    with sender:
+                        process = _FORK_SERVER.Process(
+                            target=_child, args=(sender, *arguments), daemon=True
+                        )
+                        process.start()
+                except (OSError, EOFError) as error:
+                    self.stop()
+                    raise _cannot_start(error) from error
+                on_failure.pop_all()
+            self._running.add(process)
+            return process, receiver
 
 
 def _listen(receiver: Connection, process: BaseProcess, progress: Callable[..., None]) -> Any:
@@ -197,9 +147,7 @@ def _listen(receiver: Connection, process: BaseProcess, progress: Callable[..., 
             return payload
 
 
-def _child(
-    sender: Connection, root: str, target: tuple[str, str], arguments: tuple[Any, ...], cores: int
-) -> None:
+def _child(sender: Connection, root: str, body: Body, cores: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.freeze()  # to look at what was imported would copy it into this process
@@ -210,13 +158,11 @@ def _child(
         sender.send(("error", f"the fork server runs {_ROOT}, not {root}"))
         return
     try:
-        function = _function(target)
 
         def progress(*event: Any) -> None:
             sender.send(("progress", event))
 
-        result = function(*arguments, progress=progress, cores=cores)
-        sender.send(("result", result))
+        sender.send(("result", body.run(progress, cores)))
     except LadderError as error:
         sender.send(("mistake", str(error)))
     except Exception:
@@ -240,12 +186,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
-
-
-def _function(target: tuple[str, str]) -> Callable[..., Any]:
-    module, name = target
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tasks.caching.plan import Outcome, Planned
-from tasks.caching.stage import Session
+from tasks.caching.plan import Planned
+from tasks.caching.refs import Outcome
+from tasks.caching.session import Session
 from tasks.report import words
 
 

@@ -17,7 +17,8 @@ from tasks.caching.basics import (
     pointed_at,
     read_regular,
 )
-from tasks.caching.plan import FIRST, Outcome
+from tasks.caching.cues import FIRST
+from tasks.caching.refs import Outcome
 from tasks.report import measures, page, words
 from tasks.report.markdown import table
 

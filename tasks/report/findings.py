@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from tasks.caching.process import CORES
+from tasks.caching.bodies import CORES
 from tasks.caching.stage import Run
 from tasks.caching.values import Stack
 from tasks.report import words

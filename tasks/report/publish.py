@@ -22,8 +22,8 @@ from tasks.caching.basics import (
     read_regular,
     write_atomic,
 )
-from tasks.caching.plan import Outcome, Ref
-from tasks.caching.stage import Session
+from tasks.caching.refs import Outcome, Ref
+from tasks.caching.session import Session
 from tasks.report.artifacts import show_in_prefect
 from tasks.report.comparison import markdown, section_of, with_the_run_before
 

@@ -12,7 +12,7 @@ from numpy.random import SeedSequence
 from torch import Tensor
 
 from tasks.caching.basics import LadderError
-from tasks.caching.process import CORES
+from tasks.caching.bodies import CORES
 from tasks.caching.stage import Run, stage
 from tasks.caching.values import Stack, Weights
 from tasks.rungs.building import check_numbers, contents, initialize, new_model, seeded, try_out

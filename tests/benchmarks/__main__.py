@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from tasks.caching.process import CORES
+from tasks.caching.bodies import CORES
 from tasks.images.decode import decode
 from tasks.images.fetch import fetch
 from tasks.images.scan import Dataset, scan
