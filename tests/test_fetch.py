@@ -299,12 +299,12 @@ def test_a_hostile_archive_leaves_nothing_behind(name: str, root: Path, tmp_path
 XZ, BZ2 = tar(mode="w:xz"), tar(mode="w:bz2")
 INSTEAD = {
     "it is empty": b"",
-    "it is an HTML page, perhaps of a login or an error": b"\xef\xbb\xbf\n <!DOCTYPE html><html>",
-    "it is XML or HTML text, perhaps of an error": b"<?xml version='1.0'?><Error>AccessDenied",
-    "it is JSON text, perhaps of an error": b'{"message": "Not Found"}',
-    "it is plain text": "Größe, 猫".encode() * 99,
-    "it is a single PNG image": b"\x89PNG\r\n\x1a\n" + bytes(99),
-    "it is a single JPEG image": b"\xff\xd8\xff\xe0" + bytes(99),
+    "it is a web page, perhaps of a login or an error": b"\xef\xbb\xbf\n <!DOCTYPE html><html>",
+    "it is an XML file, perhaps of a login": b"<?xml version='1.0'?><Error>AccessDenied",
+    "it is JSON text, perhaps of a login or an error, instead": b'{"message": "Not Found"}',
+    "it is a text": "Größe, 猫".encode() * 99,
+    "it is a PNG; wanted": b"\x89PNG\r\n\x1a\n" + bytes(99),
+    "it is a JPEG; wanted": b"\xff\xd8\xff\xe0" + bytes(99),
     "it is a Git LFS pointer, not the file itself": b"version https://git-lfs.github.com/spec/v1\n",
     "it is packed with Zstandard; wanted is a dataset as .zip": b"\x28\xb5\x2f\xfd" + bytes(99),
     "it is a 7z archive": b"7z\xbc\xaf\x27\x1c" + bytes(99),
@@ -316,7 +316,7 @@ INSTEAD = {
     "it is of an unknown kind": bytes(range(128, 256)) * 9,
     "with gzip is an idx file": gzip.compress(b"\0\0\x08\x03" + bytes(999)),
     "with gzip is packed with gzip": gzip.compress(tar()),
-    "with bzip2 is plain text": bz2.compress(b"hello " * 200),
+    "with bzip2 is a text": bz2.compress(b"hello " * 200),
     "with xz is empty": lzma.compress(b""),
     "it holds no files": tar(files={}),
     "it holds no files; wanted is": zipped({}),
@@ -575,7 +575,7 @@ def test_a_second_fetch_of_the_same_waits_for_nobody(root: Path) -> None:
             "mnist",
             __file__,
             None,
-            r"has \d+ bytes, expected 15683414; it is plain text; nothing is",
+            r"has \d+ bytes, expected 15683414; it is a text; nothing is",
         ),
         ("mnist", "/dev/null", None, "/dev/null is no file"),
         ("pets", "/dev/zero", "0" * 64, "/dev/zero is no file"),
@@ -619,7 +619,7 @@ def test_a_wrong_checksum_is_said_before_anything_is_unpacked(
     monkeypatch.setattr(chapter, "unpack", None)
     (tmp_path / "x.tgz").write_bytes(b"\n<!DOCTYPE html><title>Please log in")
     found = hashlib.sha256((tmp_path / "x.tgz").read_bytes()).hexdigest()
-    says = f"its sha256 is {found}, expected {'0' * 64}; it is an HTML page, perhaps of a login"
+    says = f"its sha256 is {found}, expected {'0' * 64}; it is a web page, perhaps of a login"
     with pytest.raises(LadderError, match=says):
         fetch("pets", root, str(tmp_path / "x.tgz"), "0" * 64)
     assert (tmp_path / "x.tgz").exists()

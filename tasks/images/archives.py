@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from tasks.caching.basics import LadderError, printable
 from tasks.caching.stage import Run
-from tasks.images.kinds import what_begins
+from tasks.images.kinds import TEXTS, kind_of
 from tasks.images.layout import TESTING, TRAINING, layout
 from tasks.images.tar import MAX_FILE, MAX_NAME, Readable, is_header, tar_members
 
@@ -34,6 +34,11 @@ BROKEN = (
     *(ValueError, EOFError, RuntimeError),
 )
 WANTED = "wanted is a dataset as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz"
+HINTS = {  # of what people give instead
+    "a Git LFS pointer": ", not the file itself (`git lfs pull` gets it)",
+    "a tar archive": " whose first header is damaged",
+    **dict.fromkeys(TEXTS, ", perhaps of a login or an error, instead of the archive"),
+}
 NO_DATASET = "it holds no dataset: wanted are training/CLASS/*.png and testing/CLASS/*.png"
 
 
@@ -145,7 +150,12 @@ def what_instead(start: bytes) -> str:
     """
     if start.startswith((b"PK\3\4", b"PK\5\6", *PACKED)) or is_header(start):
         return ""
-    return what_begins(start)
+    return _what(start)
+
+
+def _what(start: bytes) -> str:
+    kind = kind_of(start) or ("of an unknown kind" if start else "empty")
+    return kind + HINTS.get(kind, "")
 
 
 def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
@@ -162,9 +172,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
             stream = opened(file)
             start = stream.read(512)
             if not is_header(start) and start != bytes(512):
-                raise ValueError(
-                    f"what is packed in it with {name} is {what_begins(start)}; {WANTED}"
-                )
+                raise ValueError(f"what is packed in it with {name} is {_what(start)}; {WANTED}")
             return tar_members(stream, start)
     return tar_members(stream, stream.read(512))
 
