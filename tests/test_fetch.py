@@ -29,6 +29,7 @@ from tasks.caching.basics import LadderError
 from tasks.caching.stage import Run
 from tasks.images import archives, placing
 from tasks.images import fetch as chapter
+from tasks.images import packed as packed_chapter
 from tasks.images import tar as tar_chapter
 from tasks.images.fetch import Archive, fetch
 
@@ -376,7 +377,7 @@ def test_what_lies_beside_the_dataset_is_told(root: Path) -> None:
 
 def test_xz_cannot_take_all_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A header may ask for a dictionary of 4 GiB."""
-    monkeypatch.setattr(archives, "MAX_MEMORY", 1 << 20)
+    monkeypatch.setattr(packed_chapter, "MAX_MEMORY", 1 << 20)
     with pytest.raises(LadderError, match="unpacking it takes over 1 MiB of memory"):
         take(XZ, root)
     assert os.listdir(root) == []

@@ -26,6 +26,7 @@ CHAPTERS = {  # the wings and their chapters, in reading order
         "kinds",
         "canvas",
         "decode",
+        "packed",
         "tar",
         "archives",
         "download",

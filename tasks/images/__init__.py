@@ -7,5 +7,5 @@ Read in this order.  What there is:  `folders`, what lies in one;  `layout`, wha
 it is;  `listings`, what was seen before;  `scan`, what is there now, names, stat and digests.
 Pixels:  `plain`, many small plain PNGs at once;  `pillow`, one image with care;  `png`;  `jpeg`;
 `kinds`, what a file is if not those;  `canvas`, rows of a stack from bytes;  `decode`, the stage.
-A dataset from elsewhere:  `tar`;  `archives`;  `download`;  `placing`;  `fetch`.
+A dataset from elsewhere:  `packed`;  `tar`;  `archives`;  `download`;  `placing`;  `fetch`.
 """

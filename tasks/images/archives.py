@@ -6,7 +6,6 @@ neither disk nor memory takes more than what the archive's own size allows.
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import lzma
 import os
@@ -18,17 +17,17 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tasks.caching.basics import LadderError, printable
 from tasks.caching.stage import Run
 from tasks.images.kinds import TEXTS, kind_of
 from tasks.images.layout import TESTING, TRAINING, layout
-from tasks.images.tar import MAX_FILE, MAX_NAME, Readable, is_header, tar_members
+from tasks.images.packed import PACKED, Readable
+from tasks.images.tar import MAX_FILE, is_header, tar_members
 
 MAX_FILES, MAX_DEPTH = 2_000_000, 8
 MAX_RATIO = 200  # bytes unpacked for one packed: images hardly shrink, so beyond is a bomb
-MAX_MEMORY = 256 << 20  # bytes that unpacking xz may take; its strongest usual setting takes 65 MiB
 BROKEN = (
     *(gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
     *(ValueError, EOFError, RuntimeError),
@@ -175,64 +174,6 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
                 raise ValueError(f"what is packed in it with {name} is {_what(start)}; {WANTED}")
             return tar_members(stream, start)
     return tar_members(stream, stream.read(512))
-
-
-class Packed:
-    """The bytes of a file packed with bzip2 or xz; several streams in a row count as one."""
-
-    def __init__(self, file: IO[bytes], begin: Callable[[], Any]) -> None:
-        self._file = file
-        self._begin = begin
-        self._inner = begin()
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes; fewer than asked for at the end alone.  Raises ValueError, EOFError."""
-        pieces: list[bytes] = []
-        while size > 0 and (piece := self._piece(size)):
-            pieces.append(piece)
-            size -= len(piece)
-        return b"".join(pieces)
-
-    def _piece(self, size: int) -> bytes:
-        while True:
-            packed = b""
-            if self._inner.eof:
-                packed = self._inner.unused_data.lstrip(b"\0")  # xz may pad between streams
-                while not packed and (more := self._file.read(MAX_NAME)):
-                    packed = more.lstrip(b"\0")
-                if not packed:
-                    return b""
-                self._inner = self._begin()
-            elif self._inner.needs_input:
-                packed = self._file.read(MAX_NAME)
-                if not packed:
-                    raise EOFError
-            if data := self._unpacked(packed, size):
-                return data
-
-    def _unpacked(self, packed: bytes, size: int) -> bytes:
-        try:
-            return bytes(self._inner.decompress(packed, size))
-        except (OSError, lzma.LZMAError) as error:
-            if "Memory usage limit" in str(error):
-                raise ValueError(f"unpacking it takes over {MAX_MEMORY >> 20} MiB of memory; pack "
-                                 "it with a lower setting") from None  # fmt: skip
-            raise ValueError(f"it is damaged ({error})") from None
-
-
-def _bzip2(file: IO[bytes]) -> Readable:
-    return Packed(file, bz2.BZ2Decompressor)
-
-
-def _xz(file: IO[bytes]) -> Readable:
-    return Packed(file, lambda: lzma.LZMADecompressor(memlimit=MAX_MEMORY))
-
-
-PACKED: dict[bytes, tuple[str, Callable[[IO[bytes]], Readable]]] = {
-    b"\x1f\x8b": ("gzip", lambda file: gzip.GzipFile(fileobj=file)),
-    b"BZh": ("bzip2", _bzip2),
-    b"\xfd7zXZ\0": ("xz", _xz),
-}
 
 
 def _claim(taken: dict[str, str], path: str, what: str) -> None:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Protocol
+
+from tasks.images.packed import Readable
 
 MAX_MEMBERS = 6_000_000  # files, folders and what goes before them
 MAX_FILE = 256_000_000  # bytes of one file
 MAX_NAME = 65_536  # bytes of a long name or an extended header
-
-
-class Readable(Protocol):
-    """What can be read on and on."""
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes; fewer than asked for at the end alone."""
 
 
 def tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
