@@ -345,6 +345,14 @@ def test_hostile_names_in_markdown() -> None:
     assert "`" not in text.replace("\\`", "")
 
 
+def test_a_name_from_right_to_left_turns_nothing_but_itself() -> None:
+    """A number behind such a name stays behind it; a quote in a name opens no tag."""
+    names, rights = ["apple", 'b"<i>"', "שלום"], (0.3, 0.6)
+    text = climb(names, rights=rights)["report.html"].decode()
+    assert "never recognises &#34;<bdi>שלום</bdi>&#34;: 40 testing images" in text
+    assert "<i>" not in text
+
+
 def test_dollars_are_text_in_plots() -> None:
     """A label with dollar signs is drawn as it is, not parsed as mathematics."""
     drawn = plots.ladder(

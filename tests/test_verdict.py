@@ -467,7 +467,7 @@ def test_only_all_is_a_hundred_percent() -> None:
     shares = [1, 1 - 1e-16, 1 - 1 / 40_000, 0.99994, 1 / 40_000, 1e-18, 0]
     said = ["100.00", "100.00", "99.99", "99.99", "0.01", "0.00", "0.00"]
     assert [words.per_hundred(share) for share in shares] == said
-    assert words.per_hundred(0.9996, 1) == "99.9"
+    assert [words.per_hundred(share, 1) for share in (0.9996, 0.6685)] == ["99.9", "66.9"]
     assert words.span([0.99999, 1 - 1e-16]) == "99.99 to 100.00\xa0%"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from torch import Tensor
 
 from tasks.caching.stage import Run, stage
@@ -110,11 +111,18 @@ def template(text: str) -> jinja2.Template:
         duration=duration,
         luck=words.luck,
         doing=words.doing,
+        said=_said,
         heat=_heat,
         spread=words.spread,
         moment=words.moment,
     )
     return environment.from_string(text)
+
+
+def _said(sentence: str) -> Markup:
+    """A sentence in which a class's name from right to left turns nothing but itself."""
+    text = str(escape(readable(sentence)))
+    return Markup(re.sub("&#34;(.*?)&#34;", r"&#34;<bdi>\1</bdi>&#34;", text))
 
 
 def _short(labels: list[str]) -> dict[str, str]:

@@ -59,7 +59,7 @@ def ladder(
 
     for k, (name, value) in enumerate(sorted(floors.items(), key=lambda floor: floor[1])):
         x, top = _log_odds(value, n), len(rungs) - 0.5 + (12 + 20 * k) / row
-        text = f"{name} {100 * value:.1f} %"
+        text = f"{name} {per_hundred(value)} %"
         fits = 0.7 * width * (x - low) / (high - low) > LETTER * (len(text) + 2)
         _floor(accuracy, text, x, top, fits)
     letters = int(0.7 * width / LETTER) - 10  # that fit beside the accuracy

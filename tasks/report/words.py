@@ -20,7 +20,8 @@ def per_hundred(share: float, digits: int = 2) -> str:
     """0.99412 -> "99.41".  Only all is 100.00 and only nothing 0.00, however near others come."""
     least = 10.0**-digits
     near = 1e-9 < share < 1 - 1e-9  # what is calculated may miss 0 and 1 by a hair
-    return f"{min(max(100 * share, least), 100 - least) if near else 100 * share:.{digits}f}"
+    value = 100 * share + 1e-9  # halves go up: 66.85 to 66.9
+    return f"{min(max(value, least), 100 - least) if near else value:.{digits}f}"
 
 
 def percent(share: float | None) -> str:
