@@ -22,7 +22,7 @@ import cyclopts
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from flows.endings import blamed, briefly, refuse_bytes, say, stop
+from flows.endings import blamed, briefly, refuse_bytes, say, stop, stop_without_server
 from flows.options import Dataset, Given, Options, whole
 from flows.quick import Memory, mark_cached
 from tasks.caching.basics import (
@@ -138,7 +138,7 @@ def _climb(
 
     _tame_prefect(verbose)
     process.warm_up(*CHAPTERS)  # it imports torch and these, while this process does
-    server = TemporaryServer()
+    server = TemporaryServer(stop_without_server)
     if memory:
         if memory.is_first:
             server.begin()

@@ -15,6 +15,8 @@ import cyclopts
 
 from tasks.caching.basics import printable, redacted, shown, unreadable
 
+_KEPT = "what had finished is kept, the same command goes on from it"
+
 
 def say(message: str) -> None:
     """Tell on standard error, without what could steer a terminal and without a URL's secrets."""
@@ -42,10 +44,19 @@ def refuse_bytes(arguments: list[str]) -> None:
 
 def stop(number: int, _frame: object) -> None:
     """End at once: Prefect would go on asking a server that the same Ctrl-C has ended."""
+    _end(f"stopped; {_KEPT}", 128 + number)
+
+
+def stop_without_server() -> None:
+    """End at once: Prefect would go on asking for minutes."""
+    _end(f"Prefect's temporary server has ended (too little memory?); {_KEPT}", 1)
+
+
+def _end(message: str, status: int) -> None:
     if (console := sys.modules.get("flows.console")) and console.Display.shown:
         console.Display.shown.close()
-    say("stopped; what had finished is kept, the same command goes on from it")
-    os._exit(128 + number)
+    say(message)
+    os._exit(status)
 
 
 def briefly(act: Callable[[], object]) -> None:

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,7 +37,9 @@ _PATIENCE = 180  # seconds; it is up in five, but not on a busy machine or with 
 class TemporaryServer:
     """Started by `begin`, used within `use`, and gone when this process ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, lost: Callable[[], object] = lambda: None) -> None:
+        """`lost` is called, in a thread, when the server ends while it is used."""
+        self._lost = lost
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._asking = threading.Thread(target=self._ask, daemon=True)
@@ -82,6 +84,7 @@ class TemporaryServer:
             return
         self.begin()
         self._wait()
+        threading.Thread(target=self._watch, daemon=True).start()
         # Past the flow's end too: what Prefect still holds, it sends when this process ends.
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{self._port}/api"
         _leave_proxies()
@@ -115,6 +118,14 @@ class TemporaryServer:
                 "folder that can be written and that no other program holds, or start a server "
                 "and set PREFECT_API_URL"
             ) from self._failure
+
+    def _watch(self) -> None:
+        """Tell when it ends before its run has: Prefect would ask on and on for minutes."""
+        assert self._process
+        assert self._process.stdin
+        self._process.wait()
+        if not self._process.stdin.closed:
+            self._lost()
 
     @staticmethod
     def _end(process: subprocess.Popen[bytes]) -> None:

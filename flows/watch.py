@@ -12,6 +12,7 @@ an import between the two, it is the imported module that asks.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib.machinery
 import importlib.util
@@ -23,6 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NamedTuple
+
+from tasks.caching.basics import LadderError
 
 # Of what these give, nobody can say at a glance whether it would be the same again ...
 _OPAQUE = {
@@ -38,7 +41,7 @@ _TOOLS = (
 )  # fmt: skip
 _IMPORTABLE = {"", *importlib.machinery.all_suffixes(), ".egg", ".zip"}
 _ENVIRON = type(os.environ)
-_PLAIN: Any = (os.stat, os.lstat, os.access)
+_PLAIN: Any = (os.stat, os.lstat, os.access, os.open, os.readlink)
 
 
 class Seen(NamedTuple):
@@ -118,7 +121,7 @@ class Watch:
         _PARTS.clear()
         _add_hook()
         _WATCHES.append(self)
-        os.stat, os.lstat, os.access = _NOTING
+        os.stat, os.lstat, os.access, os.open, os.readlink = _NOTING
         for environ in (os.environ, os.environb):  # the same object for all who hold it
             environ.__class__ = _Environ
 
@@ -126,7 +129,7 @@ class Watch:
         """Note no more."""
         for environ in (os.environ, os.environb):
             environ.__class__ = _ENVIRON
-        os.stat, os.lstat, os.access = _PLAIN
+        os.stat, os.lstat, os.access, os.open, os.readlink = _PLAIN
         _WATCHES.remove(self)
 
     def _run_again(self, name: str) -> None:
@@ -203,20 +206,68 @@ def _files(modules: Iterable[ModuleType]) -> Iterator[str]:
 
 
 def _calls_what_changes(module: Any) -> bool:
-    """Whether a module's values may be new each time it is imported."""
-    changing = {
+    """Whether a module's values may be new each time it is imported.
+
+    By what it calls meanwhile, itself or in a function, of its own or of another of our modules.
+    """
+    waiting = [(module, node) for nodes in module.bindings.values() for node in nodes]
+    called: set[tuple[str, str]] = set()
+    for where, node in waiting:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            defaults = [each for each in (*node.args.defaults, *node.args.kw_defaults) if each]
+            waiting += ((where, each) for each in (*defaults, *getattr(node, "decorator_list", ())))
+            continue
+        waiting += ((where, each) for each in ast.iter_child_nodes(node))
+        if isinstance(node, ast.Call):
+            names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            if names & _changing(where):
+                return True
+            for target in _targets(where, names) - called:
+                called.add(target)
+                waiting += _bodies(*target)
+    return False
+
+
+def _changing(module: Any) -> set[str]:
+    """A module's names for what gives other values each time it is asked, and for its parts."""
+    found = {
         name for name, origins in module.imports.items()
         if any(origin.partition(".")[0] in _CHANGING for origin, _ in origins)
     }  # fmt: skip
-    waiting: list[ast.AST] = [node for nodes in module.bindings.values() for node in nodes]
-    for node in waiting:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            waiting += ast.iter_child_nodes(node)
-        if isinstance(node, ast.Call):
-            called = {each.id for each in ast.walk(node.func) if isinstance(each, ast.Name)}
-            if called & changing:
-                return True
-    return False
+    for name, nodes in module.bindings.items():
+        for node in nodes:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute | ast.Name):
+                named = {each.id for each in ast.walk(node.value) if isinstance(each, ast.Name)}
+                found |= {name} if named & found else set()
+    return found
+
+
+def _targets(module: Any, names: set[str]) -> set[tuple[str, str]]:
+    """The functions and classes of ours that names in a module may mean, each with its module."""
+    from tasks.caching import source
+
+    imported = {each for name in names for each in module.imports.get(name, ()) if each[1]}
+    return {(module.name, name) for name in names & module.bindings.keys()} | {
+        (origin, name)
+        for origin, name in imported
+        if source.is_ours(origin) and not _is_tool(origin)
+    }
+
+
+def _bodies(module: str, name: str) -> Iterator[tuple[Any, ast.AST]]:
+    """What runs when a function is called, or a class."""
+    from tasks.caching import source
+
+    with contextlib.suppress(LadderError):
+        read = source.read(module)
+        waiting: list[ast.AST] = list(read.bindings.get(name, ()))
+        for node in waiting:
+            if isinstance(node, ast.ClassDef):
+                waiting += node.body
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from ((read, each) for each in node.body)
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
+                yield read, node.value.body
 
 
 def _named_files(modules: list[Any]) -> Iterator[str]:
@@ -226,6 +277,8 @@ def _named_files(modules: list[Any]) -> Iterator[str]:
         nodes = (node for nodes in module.bindings.values() for each in nodes
                  for node in ast.walk(each))  # fmt: skip
         texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
+        values = vars(sys.modules.get(module.name, object)).values()
+        texts |= {str(each) for each in [*values] if isinstance(each, str | Path)}
         for text in texts:
             if isinstance(text, str) and 3 <= len(text) <= 255 and "." in text:
                 paths = (str((place / text).absolute()) for place in places)
@@ -305,6 +358,14 @@ class _Environ(_ENVIRON):  # type: ignore[valid-type,misc] # a class that typesh
         _tell("variable", "*", sys._getframe(1))
         return super().__iter__()
 
+    def __len__(self) -> int:
+        _tell("variable", "*", sys._getframe(1))
+        return super().__len__()
+
+    def __repr__(self) -> str:
+        _tell("variable", "*", sys._getframe(1))
+        return super().__repr__()
+
 
 def _noting(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that looks at a path, of which Python has no audit event."""
@@ -312,7 +373,8 @@ def _noting(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def asked(*arguments: Any, **more: Any) -> Any:
         path = arguments[0] if arguments else more.get("path")
-        if _WATCHES and more.get("dir_fd") is None and not isinstance(path, int):
+        writes = function is _PLAIN[3] and (arguments[1:] or (0,))[0] & os.O_ACCMODE == os.O_WRONLY
+        if _WATCHES and not writes and more.get("dir_fd") is None and not isinstance(path, int):
             _tell("path", path, sys._getframe(1))
         return function(*arguments, **more)
 

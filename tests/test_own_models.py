@@ -237,6 +237,32 @@ class Answering(nn.Linear):
         return self.answer(super().forward(x.flatten(1)))
 
 
+class Odd(nn.Linear):
+    """Keeps or makes a tensor in a way of its own, as `way` says."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__(64, 3)
+        self.way = way
+        self.shade = torch.empty(64) if way == "is empty" else torch.zeros(64)
+        self.streams = np.random.default_rng()
+        if way == "is one number":
+            del self.shade
+            self.register_buffer("shade", torch.ones(1).expand(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """images[B, 8, 8] -> logits[B, 3]."""
+        pixels = x.flatten(1)
+        if self.way == "follows training" and self.training:
+            self.shade = pixels.mean(0)
+        if self.way == "comes late":
+            self.register_buffer("late", torch.zeros(64))
+        if self.way == "is made empty":
+            self.shade = pixels.new_empty(64)
+        if self.way == "has a stream of its own":
+            self.shade = torch.from_numpy(self.streams.normal(0, 9, 64)).float()
+        return super().forward(pixels - self.shade)
+
+
 class Sparse(nn.Embedding):
     """Counts pixels."""
 
@@ -267,6 +293,15 @@ WEIGHT = torch.ones(3, requires_grad=True)
             lambda *_: Sparse(256, 3, sparse=True),
             "adamw takes no sparse gradients: train by sgd, or",
         ),
+        (lambda *_: Odd("is empty"), "answers with NaN before its first step"),
+        (lambda *_: Odd("is made empty"), "answers with NaN before its first step"),
+        (lambda *_: Odd("is one number"), r"'shade' is one number seen many times.* \.clone\(\)"),
+        (
+            lambda *_: Odd("comes late"),
+            "makes 'late' when it first answers: make it in the",
+        ),
+        (lambda *_: Odd("follows training"), "loaded again, answers otherwise: what training"),
+        (lambda *_: Odd("has a stream of its own"), "what it draws has to come from torch's own"),
         (lambda *_: Keeping(4, 3), "keeps a dict as '_extra_state', which cannot be stored"),
     ],
 )

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -77,6 +78,17 @@ def test_one_that_does_not_start_says_why(no_server: Path) -> None:
     said = r"unable to open database file\): set PREFECT_HOME to a folder"
     with pytest.raises(LadderError, match=said), server.use():
         pass
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_run_is_told_when_its_server_ends_before_it(is_killed: bool) -> None:
+    """Prefect would ask a server that is gone for minutes; the run's own end is no such case."""
+    lost = Mock()
+    server = TemporaryServer(lost)
+    server._process = process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    process.kill() if is_killed else server._end(process)
+    server._watch()
+    assert lost.called == is_killed
 
 
 def test_it_leaves_the_field_to_another(no_server: Path, monkeypatch: pytest.MonkeyPatch) -> None:

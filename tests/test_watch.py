@@ -28,6 +28,7 @@ def watched(
     monkeypatch.setenv("FP_UNSET", "")
     monkeypatch.delenv("FP_UNSET")
     (tmp_path / "some.txt").write_text("1")
+    (tmp_path / "some.link").symlink_to("some.txt")
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "one.txt").write_text("1")
 
@@ -71,6 +72,12 @@ def swap() -> None:
     os.utime("some.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def relink() -> None:
+    """A link to another file."""
+    Path("some.link").unlink()
+    Path("some.link").symlink_to("inner/one.txt")
+
+
 def export(name: str, value: str = "2") -> Callable[[], object]:
     return lambda: os.environ.update({name: value})
 
@@ -82,10 +89,13 @@ def export(name: str, value: str = "2") -> Callable[[], object]:
         ("K = open('some.txt').read()", swap),
         ("import os\nK = os.read(os.open(os.path.abspath('some.txt'), 0), 9)", edit("some.txt")),
         ("from pathlib import Path\nK = Path(__file__).with_name('some.txt').read_bytes()", swap),
+        ("import os\nK = os.read(os.open('so' + 'me.txt', os.O_RDONLY), 9)", edit("some.txt")),
+        ("import os\nK = os.readlink('so' + 'me.link')", relink),
         ("import numpy\nK = numpy.loadtxt('some.txt')", edit("some.txt")),
         ("import numpy\nK = numpy.fromfile('some.txt')", edit("some.txt")),
         ("import linecache\nK = linecache.getline('some.txt', 1)", edit("some.txt")),
         ("import pyarrow\nK = pyarrow.OSFile('some.txt').read()", edit("some.txt")),
+        ("import pyarrow\nP = 'so' + 'me.txt'\nK = pyarrow.OSFile(P).read()", edit("some.txt")),
         ("import pkgutil\nK = pkgutil.get_data(__name__, 'some.txt')", edit("some.txt")),
         ("try:\n    K = open('no.txt')\nexcept OSError:\n    K = 0", put("no.txt")),
         ("import os\nK = os.path.exists('no.txt')", put("no.txt")),
@@ -103,6 +113,8 @@ def export(name: str, value: str = "2") -> Callable[[], object]:
         ("import os\nK = 'FP_UNSET' in os.environ", export("FP_UNSET")),
         ("from os import environ\nK = {**environ}", export("FP_UNSET")),
         ("import os\nK = sorted(os.environ)", export("FP_UNSET")),
+        ("import os\nK = len(os.environ)", export("FP_UNSET")),
+        ("import os\nK = str(os.environ)", export("FP_UNSET")),
         ("import os\nK = os.environb[b'FP_SET']", export("FP_SET")),
         ("import os\nK = os.path.expandvars('$FP_SET')", export("FP_SET")),
         ("import os\nos.environ.setdefault('FP_UNSET', '1')", export("FP_UNSET")),
@@ -132,13 +144,20 @@ def test_what_a_constant_came_from_is_seen(watched, source: str, change) -> None
         "import sqlite3\nK = sqlite3.connect(':memory:')",
         "import time\nK = time.time()",
         "from datetime import date\nK = str(date.today())",
+        "from datetime import date\ndef today(): return str(date.today())\nK = today()",
+        "from datetime import date\nclass C:\n def __init__(s): s.k = date.today()\nK = C()",
+        "from datetime import date\ntoday = date.today\nK = today()",
+        "from datetime import date\ntoday = lambda: date.today()\nK = [today()]",
+        "from datetime import date\ndef f(day=str(date.today())): return day",
+        "from fpclock import today\nK = today()",
         "import random as r\nclass C:\n    k = r.random()",
         "import uuid\nK = [uuid.uuid4().hex]",
         "K = open('some.txt').read()\nopen('some.txt', 'a').write('2')",
     ],
 )
 def test_what_no_glance_can_tell_bars_the_short_cut(watched, source: str) -> None:
-    assert watched(source) is None
+    clock = "from datetime import date\ndef today(): return day()\ndef day(): return date.today()"
+    assert watched(source, fpclock=clock) is None
 
 
 def test_what_was_imported_before_is_seen_too(watched) -> None:

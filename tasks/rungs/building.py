@@ -54,12 +54,8 @@ def new_model(
     """
     seed = generator.initial_seed()
     with seeded(seed):
-        mode = torch.get_deterministic_debug_mode()
-        torch.set_deterministic_debug_mode("warn")  # in which torch.empty fills with NaN
-        try:
+        with _empty_is_nan():
             model = build(shape, classes)
-        finally:
-            torch.set_deterministic_debug_mode(mode)
         if torch.initial_seed() == seed:  # else the builder has fixed one for all recipes
             generator.set_state(torch.get_rng_state())
     check_model(model)
@@ -89,6 +85,17 @@ def _linear_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
                     yield parameter
 
 
+@contextmanager
+def _empty_is_nan() -> Iterator[None]:
+    """Inside, torch fills with NaN what is not initialised."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+
+
 def check_model(model: object) -> None:
     """Raise LadderError for what a builder must not return."""
     if not isinstance(model, nn.Module):
@@ -110,6 +117,11 @@ def check_model(model: object) -> None:
             raise LadderError(f"the model's '{name}' is of {parameter.dtype}: a model trains in "
                               "torch.float32, call .float() on it")  # fmt: skip
     for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and any(
+            step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)
+        ):
+            raise LadderError(f"the model's '{name}' is one number seen many times, which cannot "
+                              "be loaded again: call .clone() on what .expand() gives")  # fmt: skip
         if not isinstance(value, Tensor):
             raise LadderError(f"the model keeps a {type(value).__name__} as '{name}', which cannot "
                               "be stored: make it a tensor, by register_buffer")  # fmt: skip
@@ -128,8 +140,12 @@ def try_out(model: nn.Module, images: Tensor, classes: int) -> None:
 
     Raises LadderError for an answer of another kind; what goes wrong in the model is its own.
     """
-    with seeded(0):
+    before = contents(model).keys()
+    with seeded(0), _empty_is_nan():
         logits = model.eval()(images.float().div_(255))
+    if added := contents(model).keys() - before:
+        raise LadderError(f"the model makes '{min(added)}' when it first answers: make it in the "
+                          "builder, so that a stored model can be loaded")  # fmt: skip
     wanted = (len(images), classes)
     if not isinstance(logits, Tensor):
         raise LadderError(f"the model answers with a {type(logits).__name__}, not with a tensor of "
@@ -138,9 +154,27 @@ def try_out(model: nn.Module, images: Tensor, classes: int) -> None:
         raise LadderError(f"the model answers {len(images)} images with {logits.dtype} of shape "
                           f"{list(logits.shape)}, not with torch.float32 logits of {list(wanted)}: "
                           f"one for each of {classes} classes")  # fmt: skip
+    if logits.isnan().any():
+        raise LadderError("the model answers with NaN before its first step: give numbers to "
+                          "all that it makes, for example by torch.zeros instead of torch.empty")  # fmt: skip
     if not logits.requires_grad:
         raise LadderError("what the model answers depends on none of its trainable parameters, "
                           "so there is nothing to train")  # fmt: skip
+
+
+def check_answers(model: nn.Module, again: nn.Module, images: Tensor, device: str) -> None:
+    """See that a model loaded again answers like the trained one.  images[B, H, W(, 3)] uint8.
+
+    Raises LadderError where it does not: what it would say of an image nobody could know.
+    """
+    pixels, said = images.to(device).float().div_(255), []
+    for each in (model, again.to(device)):
+        with seeded(0, device), torch.no_grad():
+            said.append(each.eval()(pixels))
+    if not torch.allclose(*said, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise LadderError("the model, stored and loaded again, answers otherwise: what training "
+                          "changes has to be a parameter or a buffer (register_buffer), and what "
+                          "it draws has to come from torch's own stream")  # fmt: skip
 
 
 def contents(model: nn.Module) -> dict[str, Tensor]:

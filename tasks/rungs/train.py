@@ -15,11 +15,19 @@ from tasks.caching.basics import LadderError
 from tasks.caching.bodies import CORES
 from tasks.caching.stage import Run, stage
 from tasks.caching.values import Stack, Weights
-from tasks.rungs.building import check_numbers, contents, initialize, new_model, seeded, try_out
+from tasks.rungs.building import (
+    check_answers,
+    check_numbers,
+    contents,
+    initialize,
+    new_model,
+    seeded,
+    try_out,
+)
 from tasks.rungs.checkpoint import State, go_on, identity, moving, restore, save
 from tasks.rungs.course import course, shifted
 from tasks.rungs.losses import LOSSES
-from tasks.rungs.measure import accuracy, describe, forward, measured, probabilities
+from tasks.rungs.measure import accuracy, describe, forward, load_model, measured, probabilities
 from tasks.rungs.models import MODELS
 from tasks.rungs.optimizers import OPTIMIZERS, SCHEDULES
 from tasks.rungs.recipes import Recipe
@@ -73,8 +81,10 @@ def train(
     state = State(model, optimizer, generator, [])
     fit(state, seen, held_out, criterion=criterion, schedule=schedule, recipe=recipe, run=run)
 
+    weights = Weights(contents(model), describe(recipe, classes, shape))
+    check_answers(model, load_model(*weights), tests.images[:2], run.device)
     return {
-        "weights": Weights(contents(model), describe(recipe, classes, shape)),
+        "weights": weights,
         "history": state.history,
         **measured(model, tests, recipe, len(classes)),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
