@@ -156,7 +156,7 @@ def try_out(model: nn.Module, images: Tensor, classes: int) -> None:
                           f"one for each of {classes} classes")  # fmt: skip
     if logits.isnan().any():
         raise LadderError("the model answers with NaN before its first step: give numbers to "
-                          "all that it makes, for example by torch.zeros instead of torch.empty")  # fmt: skip
+                          "all that it makes, by torch.zeros instead of torch.empty")  # fmt: skip
     if not logits.requires_grad:
         raise LadderError("what the model answers depends on none of its trainable parameters, "
                           "so there is nothing to train")  # fmt: skip
@@ -171,7 +171,7 @@ def check_answers(model: nn.Module, again: nn.Module, images: Tensor, device: st
     for each in (model, again.to(device)):
         with seeded(0, device), torch.no_grad():
             said.append(each.eval()(pixels))
-    if not torch.allclose(*said, rtol=1e-2, atol=1e-2, equal_nan=True):
+    if not torch.allclose(said[0], said[1], rtol=1e-2, atol=1e-2, equal_nan=True):
         raise LadderError("the model, stored and loaded again, answers otherwise: what training "
                           "changes has to be a parameter or a buffer (register_buffer), and what "
                           "it draws has to come from torch's own stream")  # fmt: skip
