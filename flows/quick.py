@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from flows.watch import Seen, Watch, importable
 from tasks.caching.basics import DamagedError, LadderError, pointed_at, read_regular, write_atomic
 from tasks.caching.machine import available_cores
+from tasks.images.layout import TESTING, TRAINING
 
 _LARGEST = 1 << 24  # bytes of a memory: a name for each stage
 _YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
@@ -115,7 +116,7 @@ class Memory:
         """What a plan reads, as a digest, and when the latest of it changed, ns since the epoch."""
         try:
             sources = [*_stats(_PACKAGES / "tasks"), *_stats(_PACKAGES / "flows")]
-            images = list(_stats(self._dataset))
+            images = list(_looked_at(self._dataset))
         except OSError:
             return None
         paths = [*dict.fromkeys(map(str, sys.path))]
@@ -170,8 +171,22 @@ def mark_cached(folder: Path) -> bool:
     return False
 
 
-def _stats(folder: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
-    """Every folder below, with (name, size, mtime, ctime, inode) of what is in it, sorted."""
+def _looked_at(dataset: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """As `_stats`, of what a scan looks at: a dataset's folder, its splits and their classes.
+
+    Other folders may hold anything: a home, millions of files, links that lead back up.
+    """
+    yield from _stats(dataset, 0)
+    for split in (*TRAINING, *TESTING):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield from _stats(dataset / split, 1)
+
+
+def _stats(folder: Path, depth: int = 99) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """Every folder below, down to a depth, with (name, size, mtime, ctime, inode) of what is in it.
+
+    Sorted.  Raises OSError.
+    """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     rows, inner = [], []
     try:
@@ -188,9 +203,9 @@ def _stats(folder: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
     finally:
         os.close(handle)
     yield str(folder), rows
-    for name in inner:
+    for name in inner if depth else ():
         with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-            yield from _stats(folder / name)
+            yield from _stats(folder / name, depth - 1)
 
 
 def _digest(state: Any) -> str:

@@ -523,6 +523,33 @@ def test_photographs_are_upright(orientation: int, kind: str) -> None:
     np.testing.assert_array_equal(decode_rows([data], [name], HERE, (2, 3))[0], small)
 
 
+TURNED = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
+HEXED = b"Raw profile type exif\0\nexif\n      26\n" + TURNED.hex().encode()
+XMP = b'<rdf:Description tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        chunk(b"tEXt", HEXED),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)),
+        chunk(b"eXIf", TURNED) + chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0damaged"),
+        b"http://ns.adobe.com/xap/1.0/\0" + XMP,
+    ],
+    ids=["ImageMagick's", "XMP", "packed XMP", "EXIF beside damaged XMP", "XMP of a JPEG"],
+)
+def test_photographs_are_upright_wherever_their_orientation_is_told(told: bytes) -> None:
+    """By EXIF data in a text, and by XMP data, as Pillow has it."""
+    name, data = "a.png", png(header(5, 6), told, IDAT)
+    if told.startswith(b"http"):
+        name, data = "a.jpg", JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(told) + 2) + told
+        data += JPEG[2:]
+    image = decode_rows([data], [name], HERE)[0]
+    whole = JPEG if name == "a.jpg" else PLAIN
+    np.testing.assert_array_equal(image, np.rot90(by_pillow(whole), -1))
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("exif", [b"", b"MM", b"MM\0*\0\0\0\x08\xff\xff", b"II*\0\xff\xff\xff\x7f"])
 def test_damaged_exif_data_does_no_harm(exif: bytes) -> None:
@@ -826,6 +853,13 @@ def test_what_is_made_to_take_long_does_not(name: str, data: bytes, says: str) -
     """Patterns that would try every division of a file, scans that each go over all pixels."""
     with pytest.raises(LadderError, match=f"{name}.*{says}"):
         decode_rows([data], [name], HERE)
+
+
+def test_a_png_of_endless_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs time and memory, whatever is in it."""
+    monkeypatch.setattr(careful, "MAX_CHUNKS", 100)
+    with pytest.raises(LadderError, match=r"bad.png is a PNG of over 100 chunks"):
+        decode_rows([png(header(5, 6), chunk(b"tEXt") * 100, IDAT)], ["bad.png"], HERE)
 
 
 def test_names_are_told_in_one_line_whatever_is_in_them() -> None:

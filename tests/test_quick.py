@@ -150,6 +150,22 @@ def test_what_is_recalled_can_be_kept_again(remembered, tmp_path: Path) -> None:
     assert remembered().recall() is not None
 
 
+def test_only_what_a_scan_looks_at_is_looked_at(
+    remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what lies beside the splits, such as a whole home, nor links that lead back up."""
+    folders = []
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: [folders.append(path), *listed(path)][1:])
+    images = tmp_path / "images"
+    (images / "raw/7/more").mkdir(parents=True)
+    for place in ("", "raw", "training", "training/7"):
+        for name in ("up", "again"):
+            (images / place / name).symlink_to(images)
+    remembered()
+    assert len(folders) < 30
+
+
 def test_another_latest_report_is_seen(remembered, tmp_path: Path) -> None:
     (tmp_path / "reports/images/latest").unlink()
     (tmp_path / "reports/images/latest").symlink_to("two")

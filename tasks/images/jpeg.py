@@ -40,8 +40,7 @@ def jpeg(data: bytes, path: Path) -> Image.Image:
         raise unwanted(path, image.mode)
     if _may_be_cut(image, kind) and _is_cut(image, data, end, path):
         raise damaged(path, "its pixels are incomplete")
-    exif = image.info.get("exif")
-    return upright(image, exif) if exif else image
+    return upright(image, image)
 
 
 def _frame(data: bytes, path: Path) -> tuple[int, int]:

@@ -52,13 +52,15 @@ def loaded(
     return image
 
 
-def upright(image: Image.Image, exif: bytes) -> Image.Image:
-    """The image as it is to be looked at; what is wrong with EXIF data does not matter."""
+def upright(image: Image.Image, told: Image.Image | bytes) -> Image.Image:
+    """The image as it is to be looked at, by what itself or another PNG tells in EXIF or XMP data.
+
+    What is wrong with such data does not matter.
+    """
     orientation = 1
     try:
-        tags = Image.Exif()
-        tags.load(exif)
-        orientation = tags.get(ExifTags.Base.Orientation, 1)
+        told = told if isinstance(told, Image.Image) else PngImageFile(BytesIO(told))
+        orientation = Image.Image.getexif(told).get(ExifTags.Base.Orientation, 1)
     except MemoryError:
         raise
     except Exception:  # anything may be raised there too

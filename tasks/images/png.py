@@ -18,10 +18,13 @@ from PIL.PngImagePlugin import PngImageFile
 
 from tasks.caching.basics import clean
 from tasks.images.pillow import damaged, insist_on_size, loaded, unwanted, upright
-from tasks.images.plain import SIGNATURE
+from tasks.images.plain import END, SIGNATURE
 
 NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # what makes a PNG's pixels
 PIECE = 1_000_000  # bytes inflated at a time
+# Texts of a PNG with EXIF data (as ImageMagick writes it) or XMP data
+TELLING = re.compile(rb"Raw profile type exif\0|XML:com\.adobe\.xmp\0")
+MAX_CHUNKS = 100_000  # each costs time and memory, and a large image needs far fewer
 # First column and row, and steps across and down, of an interlaced PNG's passes (its section 8)
 ADAM7 = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
@@ -66,7 +69,10 @@ def png(data: bytes, path: Path) -> Image.Image:
     image = loaded(PngImageFile, bare, path)
     key = bytes(named.get(b"tRNS", b"")) if colour in (0, 2, 3) else b""
     image = _opaque(image, key, depth, len(named.get(b"PLTE", b"")) // 3, path)
-    return upright(image, bytes(named[b"eXIf"])) if b"eXIf" in named else image
+    told = [each.whole for each in chunks if each.kind == b"eXIf"]
+    told = told or [each.whole for each in chunks if TELLING.match(each.body)]
+    header = chunks[0].whole
+    return upright(image, b"".join([SIGNATURE, header, *told, END])) if told else image
 
 
 def _chunks(data: bytes, path: Path) -> list[Chunk]:
@@ -87,6 +93,8 @@ def _chunks(data: bytes, path: Path) -> list[Chunk]:
                            f"{start:,} is wrong")  # fmt: skip
         chunks.append(Chunk(kind, view[start + 8 : end], view[start : end + 4]))
         start = end + 4
+        if len(chunks) > MAX_CHUNKS:
+            raise unwanted(path, f"a PNG of over {MAX_CHUNKS:,} chunks")
     if chunks[0].kind == b"CgBI":
         raise unwanted(path, "a PNG for iOS alone (CgBI)")
     if not _in_order([each.kind for each in chunks]):
