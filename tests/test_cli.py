@@ -106,6 +106,7 @@ def stepladder(
             "seed: 2147483648 is not a whole",
         ),
         (f"plan sample --models mlp --seeds {'0,' * 1000}0", 1, "these cross to 1,001 recipes"),
+        ("plan sample --recipes a\nb.toml", 1, r"--recipes a\nb.toml: there is no such file"),
         ("plan sample --recipes .", 1, "--recipes . is no file"),
         ("plan sample --recipes=", 1, "--recipes . is no file"),
         (f"plan sample --size {'1' * 5000}", 1, "(5,000 characters) is no size"),
@@ -149,7 +150,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
     stepladder: Callable[..., tuple[int, str, str]], line: str, status: int, words: str
 ) -> None:
     """On standard error, with exit status 2 for what cannot be meant and 1 for the rest."""
-    ended, out, said = stepladder(*line.split())
+    ended, out, said = stepladder(*line.split(" "))
     assert (ended, out) == (status, "")
     assert said.startswith("stepladder: ")
     assert words in said

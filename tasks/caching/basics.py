@@ -174,7 +174,7 @@ class _Short(reprlib.Repr):
 
 def shortened(text: object, most: int = 200) -> str:
     """A text or path as it is in printable characters; the middle of a long one is left out."""
-    words = printable(str(text))
+    words = clean(text)
     return words if len(words) <= most else f"{words[: most - 90]}...{words[-80:]}"
 
 

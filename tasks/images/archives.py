@@ -26,7 +26,9 @@ from tasks.images.layout import TESTING, TRAINING, layout
 from tasks.images.packed import PACKED, Readable
 from tasks.images.tar import MAX_FILE, is_header, tar_members
 
-MAX_FILES, MAX_DEPTH = 2_000_000, 8
+# Control characters, line ends, and what turns the direction of a text that it is shown in
+STEERING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+MAX_FILES, MAX_DEPTH = 2_000_000, 32
 MAX_RATIO = 200  # bytes unpacked for one packed: images hardly shrink, so beyond is a bomb
 BROKEN = (
     *(gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
@@ -192,15 +194,15 @@ def _plain_parts(name: str) -> list[str]:
     if "\\" in name:
         raise ValueError(f"{printable(name[:200])} holds a backslash; pack it with / after folders")
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if (
-        name.startswith("/")
-        or re.match("[A-Za-z]:", name)
-        or ".." in parts
-        or not 0 < len(parts) <= MAX_DEPTH
-        or any(len(os.fsencode(part)) > 255 for part in parts)
-        or not all(c.isprintable() for c in name)
-    ):
-        raise ValueError(f"{name[:200]!r} is no plain relative name")
+    wrong = {
+        "is no plain relative name": not parts or ".." in parts or re.match("/|[A-Za-z]:", name),
+        "holds characters that no name should: rename it": STEERING.search(name),
+        f"lies in over {MAX_DEPTH} folders": len(parts) > MAX_DEPTH,
+        "has a name of over 255 bytes": any(len(os.fsencode(part)) > 255 for part in parts),
+    }
+    for words, is_so in wrong.items():
+        if is_so:
+            raise ValueError(f"{name[:200]!r} {words}")
     return parts
 
 

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from tasks.caching.basics import LadderError, expand, redacted, shown
+from tasks.caching.basics import LadderError, expand, redacted, shortened, shown
 from tasks.caching.stage import Run
 
 TIMEOUT = 30  # seconds without a byte
@@ -57,12 +57,13 @@ def download(url: str, path: Path, name: str, run: Run) -> None:
     except urllib.error.HTTPError as error:
         problem = f"the server says {error.code} {error.reason}"
     except BROKEN_LINE as error:
-        problem = f"no network? {getattr(error, 'reason', error)}"
+        is_mistyped = isinstance(error, UnicodeError | http.client.InvalidURL)
+        problem = f"{'no URL' if is_mistyped else 'no network'}? {getattr(error, 'reason', error)}"
     if problem:
         words = redacted(" ".join(problem.split()))[:300]
         raise LadderError(
-            f"{redacted(url)} cannot be downloaded ({words}); take it from elsewhere with "
-            f"`stepladder fetch {name} --from FILE_OR_URL --sha256 HEX`"
+            f"{shortened(redacted(url))} cannot be downloaded ({words}); take it from elsewhere "
+            f"with `stepladder fetch {name} --from FILE_OR_URL --sha256 HEX`"
         )
 
 

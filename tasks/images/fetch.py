@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.caching import locks
-from tasks.caching.basics import LadderError, clean, redacted, shown
+from tasks.caching.basics import LadderError, clean, redacted, shortened, shown
 from tasks.caching.places import insist_on_name
 from tasks.caching.stage import Run
 from tasks.images.archives import unpack, what_instead
@@ -138,7 +138,7 @@ def _wanted(name: str, source: str | None, sha256: str | None) -> Wanted:
     """What is to be fetched.  Raises LadderError for what cannot be meant."""
     archive = DATASETS.get(name)
     given = source if source is not None else archive.url if archive else ""
-    place = clean(redacted(given))
+    place = shortened(redacted(given))
     path, url = path_or_url(given)
     if sha256 is not None:
         if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
@@ -163,7 +163,7 @@ def _opened(path: Path) -> BufferedReader:
         return open(path, "rb")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise LadderError(f"{clean(path)[:1000]} cannot be read ({why})") from None
+        raise LadderError(f"{shortened(path)} cannot be read ({why})") from None
 
 
 def _insist_on_archive(file: BufferedReader, place: str) -> None:

@@ -9,7 +9,10 @@ from tasks.images.packed import Readable
 
 MAX_MEMBERS = 6_000_000  # files, folders and what goes before them
 MAX_FILE = 256_000_000  # bytes of one file
-MAX_NAME = 65_536  # bytes of a long name or an extended header
+PIECE = 65_536  # bytes read at a time
+MAX_MORE = 4_000_000  # bytes of what is told of a file beside its content, as macOS's attributes
+FILES = (b"0", b"\0", b"7")  # 7: contiguous on disk, which today means nothing
+MORE = (b"x", b"g", b"L", b"K", b"V")
 
 
 def tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
@@ -22,17 +25,15 @@ def tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
     for number in range(MAX_MEMBERS):
         header = _exactly(file, 512) if number else first
         if header == bytes(512):
-            file.read(MAX_NAME)  # the padding; at the end what it is packed in is checked
+            file.read(PIECE)  # the padding; at the end what it is packed in is checked
             return
         if not is_header(header):
             raise ValueError("a header of the tar archive is damaged")
         kind, size = header[156:157], _number(header[124:136])
-        if kind in (b"x", b"g", b"L") and size <= MAX_NAME:
-            body = _exactly(file, size + -size % 512)[:size]
-            more = {"path": _text(body)} if kind == b"L" else _pax(body)
-            if kind == b"g" and more.keys() & {"path", "size"}:
-                raise ValueError("its global header renames every file")
-            extended |= more if kind != b"g" else {}
+        if kind in MORE:
+            if not 0 <= size <= MAX_MORE:
+                raise ValueError(f"it tells more than {MAX_MORE:,} bytes of one file's attributes")
+            extended |= _more(kind, _exactly(file, size + -size % 512)[:size])
             continue
         name = _text(header[:100])
         if header[257:263] == b"ustar\0" and header[345]:
@@ -40,7 +41,7 @@ def tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
         name, size = extended.get("path", name), int(extended.get("size", size))
         is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
         is_sparse = any(key.startswith("GNU.sparse") for key in extended)
-        if not is_folder and (kind not in (b"0", b"\0") or is_sparse):
+        if not is_folder and (kind not in FILES or is_sparse):
             raise ValueError(f"{name[:200]!r} is a link or a device, no file; pack it without")
         if not 0 <= size <= (0 if is_folder else MAX_FILE):
             raise ValueError(f"{name[:200]!r} is too large")
@@ -48,6 +49,18 @@ def tar_members(file: Readable, first: bytes) -> Iterator[tuple[str, bytes]]:
         if not is_folder:
             yield name, _exactly(file, size + -size % 512)[:size]
     raise ValueError("it has too many members")
+
+
+def _more(kind: bytes, body: bytes) -> dict[str, str]:
+    """What a member tells of the next one, as pax names it."""
+    if kind in (b"K", b"V"):  # a link's target, or the archive's label
+        return {}
+    if kind == b"L":
+        return {"path": _text(body)}
+    more = _pax(body)
+    if kind == b"g" and more.keys() & {"path", "size"}:
+        raise ValueError("its global header renames every file")
+    return more if kind == b"x" else {}
 
 
 def is_header(header: bytes) -> bool:
@@ -85,14 +98,15 @@ def _text(field: bytes) -> str:
 def _pax(body: bytes) -> dict[str, str]:
     """The records of an extended header, each of them "LENGTH KEY=VALUE" and a line feed."""
     records = {}
-    while body:
-        digits = body.partition(b" ")[0]
+    at = 0
+    while at < len(body):
+        digits = body[at : at + 10].partition(b" ")[0]
         length = int(digits) if re.fullmatch(b"[0-9]{1,9}", digits) else 0
-        if not len(digits) < length <= len(body):
+        if not len(digits) < length <= len(body) - at:
             raise ValueError("an extended header is damaged")
-        key, _, value = body[len(digits) + 1 : length - 1].partition(b"=")
+        key, _, value = body[at + len(digits) + 1 : at + length - 1].partition(b"=")
         records[key.decode(errors="replace")] = value.decode(errors="replace")
-        body = body[length:]
+        at += length
     if not re.fullmatch("[0-9]{1,20}", records.get("size", "0")):
         raise ValueError("an extended header is damaged")
     return records
