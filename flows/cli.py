@@ -24,6 +24,7 @@ from cyclopts.validators import Number
 
 from flows.endings import blamed, briefly, refuse_bytes, say, stop, stop_without_server
 from flows.options import Dataset, Given, Options, whole
+from flows.parameters import Stage
 from flows.quick import Memory, mark_cached
 from tasks.caching.basics import (
     LadderError,
@@ -34,8 +35,8 @@ from tasks.caching.basics import (
     shown,
 )
 from tasks.caching.places import find_place
-from tasks.rungs import limits
-from tasks.rungs.limits import allowed, read_small
+from tasks.rungs.limits import allowed
+from tasks.rungs.toml import read_small
 
 CHAPTERS = (  # those with stages
     "tasks.images.decode",
@@ -229,7 +230,7 @@ def why(
     from flows.console import print_why
 
     _tame_prefect(verbose=False)
-    allowed("stage", limits.Stage, stage)
+    allowed("stage", Stage, stage)
     planned = {each.stage: each for each in _plan(options.parameters(dataset))}
     if stage not in planned:
         near = difflib.get_close_matches(stage, planned, n=1, cutoff=0.3)

@@ -20,6 +20,17 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.parameters import (
+    Command,
+    Dataset,
+    Device,
+    Name,
+    Only,
+    Refresh,
+    Size,
+    Validation,
+    within_limits,
+)
 from tasks.caching import machine
 from tasks.caching.basics import LadderError, clean, data_root, shown
 from tasks.caching.call import Settings, matches
@@ -34,20 +45,9 @@ from tasks.report.artifacts import announce
 from tasks.report.page import report
 from tasks.report.publish import publish
 from tasks.rungs.baseline import DISTANCES, baseline, mean
-from tasks.rungs.limits import (
-    Command,
-    Dataset,
-    Device,
-    Epochs,
-    Name,
-    Only,
-    Refresh,
-    Size,
-    Validation,
-    allowed,
-    within_limits,
-)
-from tasks.rungs.recipes import Recipe, Recipes, default_ladder, label, left_out
+from tasks.rungs.ladders import default_ladder, label, left_out
+from tasks.rungs.limits import Epochs, allowed
+from tasks.rungs.recipes import Recipe, Recipes
 from tasks.rungs.train import train
 
 PLANNED: ContextVar[list[Planned] | None] = ContextVar("planned", default=None)  # of this run

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from flows import parameters
+from flows.parameters import SIDE, Device
 from tasks.caching.basics import LadderError, shown
 from tasks.caching.places import Place, find_place, insist_on_name
-from tasks.rungs import limits
-from tasks.rungs.limits import EPOCHS, SIDE, Device, allowed
+from tasks.rungs.limits import EPOCHS, allowed
 
 # Path is never made of it: it tells completion that files come here.
 Given = str | Path
@@ -79,13 +80,13 @@ class Options:
     def parameters(self, dataset: Given) -> dict[str, Any]:
         """The parameters of the flow.  Raises LadderError for what cannot be meant."""
         return {
-            "dataset": allowed("dataset", limits.Dataset, str(dataset)),
+            "dataset": allowed("dataset", parameters.Dataset, str(dataset)),
             "recipes": self._recipes(),
-            "validation": allowed("--validation", limits.Validation, _number(self.validation)),
+            "validation": allowed("--validation", parameters.Validation, _number(self.validation)),
             "epochs": self.epochs,
-            "only": allowed("--only", limits.Only, self.only),
+            "only": allowed("--only", parameters.Only, self.only),
             "device": self.device,
-            "refresh": allowed("--refresh", limits.Refresh, list(self.refresh)),
+            "refresh": allowed("--refresh", parameters.Refresh, list(self.refresh)),
             "size": None if self.size is None else _size(self.size),
             "name": self.name or "",
             "command": self._command(str(dataset)),
@@ -104,7 +105,7 @@ class Options:
         return shlex.join(words)
 
     def _recipes(self) -> list[Any] | None:
-        from tasks.rungs.recipes import cross, read_recipes
+        from tasks.rungs.ladders import cross, read_recipes
 
         crossed = (self.models, self.losses, self.seeds) != (None, None, None)
         if self.recipes and crossed:

@@ -25,7 +25,8 @@ from tasks.images.scan import scan
 from tasks.report.page import report
 from tasks.report.publish import place
 from tasks.rungs.baseline import DISTANCES, baseline, mean
-from tasks.rungs.recipes import Recipe, cross, label
+from tasks.rungs.ladders import cross, label
+from tasks.rungs.recipes import Recipe
 from tasks.rungs.train import train
 
 pytest.importorskip("playwright", reason="playwright, of the dev extras, is not installed")

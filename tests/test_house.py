@@ -41,6 +41,8 @@ CHAPTERS = {  # the wings and their chapters, in reading order
         "losses",
         "limits",
         "recipes",
+        "toml",
+        "ladders",
         "split",
         "optimizers",
         "course",

@@ -162,7 +162,7 @@ def climb_thrice(project: str, data: str, clean: str) -> dict[str, Any]:
 
     from flows.ladder import ladder
     from tasks.caching.plan import asleep
-    from tasks.rungs.recipes import read_recipes
+    from tasks.rungs.ladders import read_recipes
 
     options = {"recipes": read_recipes(Path(project) / "recipes.toml")}
     os.environ["STEPLADDER_DATA"] = data

@@ -10,15 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.caching.basics import LadderError
-from tasks.rungs.recipes import (
-    DEFAULTS,
-    Recipe,
-    cross,
-    default_ladder,
-    label,
-    left_out,
-    read_recipes,
-)
+from tasks.rungs.ladders import cross, default_ladder, label, left_out, read_recipes
+from tasks.rungs.recipes import DEFAULTS, Recipe
 
 LINEAR = "[[recipe]]\nmodel = 'linear'\nloss = 'cross_entropy'\n"
 

@@ -1,24 +1,19 @@
-"""What each parameter may be, said once for the command line, recipe files and the flow's form.
+"""How the bounds of a value are said, so that whatever else comes is refused with one line.
 
-An annotation from here both bounds a value and says in words what is allowed, so that whatever
-else comes is refused with one line.  Pydantic is imported only where a value is looked at.
+An annotation with an `Allowed` both bounds a value and says in words what is allowed.  Pydantic is
+imported only where a value is looked at.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tasks.caching.basics import DamagedError, LadderError, open_regular, shortened, shown
+from tasks.caching.basics import LadderError, shown
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-
-MOST_RECIPES = 1_000  # at once: a stage each
-MOST_BYTES = 1_000_000  # of a recipe file
 
 
 class Allowed:
@@ -75,45 +70,8 @@ def one_of(*names: str) -> Allowed:
 
 
 EPOCHS = range(1, 10_001)
-SIDE = range(1, 4_097)  # pixels
-
 Epochs = Annotated[int, whole(EPOCHS[0], EPOCHS[-1])]
 Seed = Annotated[int, whole(0, 2**31 - 1)]
-Validation = Annotated[
-    Annotated[float, number("", gt=0, lt=1)] | Literal["testing"],
-    Allowed('neither a fraction between 0 and 1 nor "testing"'),
-]
-Side = Annotated[int, whole(SIDE[0], SIDE[-1])]
-Size = Annotated[
-    tuple[Side, Side],
-    Allowed(
-        f"not [height, width] in pixels, whole numbers from {SIDE[0]} to {SIDE[-1]:,}, as [28, 28]"
-    ),
-]
-Device = Annotated[Literal["auto", "cpu", "cuda"], one_of("auto", "cpu", "cuda")]
-Dataset = Annotated[str, Text("a dataset's name or path", 4_096, least=0)]
-Name = Annotated[str, Text("a dataset's name", 100, least=0)]
-Only = Annotated[str, Text('a glob over recipe names such as "linear*"', 200)]
-Refresh = Annotated[
-    list[Annotated[str, Text("", 200)]],
-    Allowed(
-        'not a list of at most 100 globs of 1 to 200 characters over stage names, such as "train*"',
-        max_length=100,
-    ),
-]
-Stage = Annotated[str, Text("a stage's name as `stepladder plan` shows it", 1_000)]
-Command = Annotated[str, Text("a command line", 100_000, least=0)]
-
-
-def within_limits(function: Any, values: Mapping[str, Any]) -> list[Any]:
-    """The values of a function's parameters, each as its annotation takes it, in their order.
-
-    Raises LadderError that names the first parameter that is out of its limits.
-    """
-    kinds = get_type_hints(function, include_extras=True)
-    return [
-        allowed(name, kinds[name], values[name]) for name in inspect.signature(function).parameters
-    ]
 
 
 def allowed(name: str, kind: Any, value: Any) -> Any:
@@ -145,22 +103,3 @@ def _in_words(error: ValidationError) -> str:
         return f"{field}this must be given"
     reason = first.get("ctx", {}).get("error") or f"{shown(first['input'])}: {first['msg']}"
     return f"{field}{reason}"
-
-
-def read_small(path: Path) -> bytes:
-    """A recipe file's bytes.  Raises LadderError for what is no file, too large or unreadable."""
-    place = f"--recipes {shortened(path)}"
-    try:
-        with open_regular(path) as (file, status):
-            if status.st_size > MOST_BYTES:
-                raise LadderError(
-                    f"{place} has {status.st_size:,} bytes; a recipe file at most {MOST_BYTES:,}"
-                )
-            return file.read(MOST_BYTES)
-    except FileNotFoundError:
-        raise LadderError(f"{place}: there is no such file") from None
-    except DamagedError:
-        raise LadderError(f"{place} is no file: give the path of a TOML file") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LadderError(f"{place} cannot be read: {reason}") from None

@@ -34,7 +34,8 @@ from tasks.caching.bodies import CORES
 from tasks.images.decode import decode
 from tasks.images.fetch import fetch
 from tasks.images.scan import Dataset, scan
-from tasks.rungs.recipes import DEFAULTS, Recipe, default_ladder
+from tasks.rungs.ladders import default_ladder
+from tasks.rungs.recipes import DEFAULTS, Recipe
 from tasks.rungs.train import threads
 from tests.benchmarks import naive, ours
 

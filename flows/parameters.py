@@ -1,0 +1,46 @@
+"""What each parameter of a run may be, said once for the command line and the flow's form."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_type_hints
+
+from tasks.rungs.limits import Allowed, Text, allowed, number, one_of, whole
+
+SIDE = range(1, 4_097)  # pixels
+Side = Annotated[int, whole(SIDE[0], SIDE[-1])]
+Validation = Annotated[
+    Annotated[float, number("", gt=0, lt=1)] | Literal["testing"],
+    Allowed('neither a fraction between 0 and 1 nor "testing"'),
+]
+Size = Annotated[
+    tuple[Side, Side],
+    Allowed(
+        f"not [height, width] in pixels, whole numbers from {SIDE[0]} to {SIDE[-1]:,}, as [28, 28]"
+    ),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], one_of("auto", "cpu", "cuda")]
+Dataset = Annotated[str, Text("a dataset's name or path", 4_096, least=0)]
+Name = Annotated[str, Text("a dataset's name", 100, least=0)]
+Only = Annotated[str, Text('a glob over recipe names such as "linear*"', 200)]
+Refresh = Annotated[
+    list[Annotated[str, Text("", 200)]],
+    Allowed(
+        'not a list of at most 100 globs of 1 to 200 characters over stage names, such as "train*"',
+        max_length=100,
+    ),
+]
+Stage = Annotated[str, Text("a stage's name as `stepladder plan` shows it", 1_000)]
+Command = Annotated[str, Text("a command line", 100_000, least=0)]
+
+
+def within_limits(function: Any, values: Mapping[str, Any]) -> list[Any]:
+    """The values of a function's parameters, each as its annotation takes it, in their order.
+
+    Raises LadderError that names the first parameter that is out of its limits.
+    """
+    kinds = get_type_hints(function, include_extras=True)
+    return [
+        allowed(name, kinds[name], values[name]) for name in inspect.signature(function).parameters
+    ]
