@@ -1,8 +1,9 @@
 """What a person or a schedule starts.
 
-Read in this order:  `ladder`, the flow, which is the table of contents of `tasks/`;  `cli`, the
-commands;  `options`, what `run` and `plan` may be asked for;  `quick` and `watch`, how a run sees
-at a glance that nothing changed;  `server`, a Prefect server for whoever has none;  `console`,
-what the terminal shows;  `reports`, those that are already there;  `results`, what stages have
-stored, for scripts and notebooks;  `endings`, how a command ends.
+Read in this order:  `ladder`, the flow, which is the table of contents of `tasks/`;  `parameters`,
+what each of a run's may be;  `cli`, the commands;  `options`, what `run` and `plan` may be asked
+for;  `quick` and `watch`, how a run sees at a glance that nothing changed;  `server`, a Prefect
+server for whoever has none;  `console`, what the terminal shows;  `reports`, those that are already
+there;  `results`, what stages have stored, for scripts and notebooks;  `endings`, how a command
+ends.
 """
