@@ -25,7 +25,7 @@ from tasks.report import plots, tiles
 from tasks.report.health import health
 from tasks.report.markdown import markdown
 from tasks.report.measures import compare, mcnemar, wilson
-from tasks.report.page import TEMPLATE, report
+from tasks.report.page import STYLE, report
 from tasks.report.words import luck, readable
 from tasks.rungs.recipes import Recipe
 
@@ -433,7 +433,7 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_contrast(scheme: int) -> None:
     """Words reach WCAG's 4.5 to 1 on every ground in both schemes, lines in plots 3 to 1."""
-    block = re.findall(r":root \{(.*?)\n\s*\}", TEMPLATE, re.DOTALL)[scheme]
+    block = re.findall(r":root \{(.*?)\n\s*\}", STYLE, re.DOTALL)[scheme]
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
     for ground in ("paper", "card", "accent-soft"):
         for words in ("ink", "muted", "accent"):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tasks.rungs.recipes import Recipe
 
 TEMPLATE = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
 
 @stage
@@ -78,6 +79,7 @@ def page(results: dict[str, Any], shown: dict[str, Any]) -> str:
     brief = [rung | {"label": short[rung["label"]]} for rung in rungs]
     return template(TEMPLATE).render(
         results,
+        style=Markup(STYLE),
         lead=words.lead(results),
         evidence=words.evidence(results),
         skipped=words.skipped_in_brief(results["health"]["skipped"]) or NOTHING_SKIPPED,
