@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +31,12 @@ class Stored(NamedTuple):
         return dict(self.files)
 
 
+_climb = cache(climb)  # of equal parameters always the same bytes
+
+
 def stored(started: str, key: str, **changes: object) -> Stored:
     """A small climb's report, of a run that began at `started`."""
-    files = climb(**changes)
+    files = _climb(**changes)
     text = files["results.json"].decode().replace(FIRST_RUN, started)
     return Stored(files | {"results.json": text.encode()}, key)
 
