@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from tasks.caching import machine
 from tasks.caching.basics import LadderError
+from tasks.caching.fingerprint import fingerprint
 from tasks.caching.stage import Run
 from tasks.caching.values import Stack
 from tasks.rungs import recording
@@ -80,6 +81,16 @@ def test_a_step_takes_what_its_recipe_says_of_a_small_training_set() -> None:
     """1,294 images with `batch_size = "auto"` make 33 steps an epoch."""
     recipe = Recipe(model="convnet", loss="cross_entropy")
     assert len(course(torch.Generator(), recipe, SCHEDULES["triangular"], 1294, 0).rates) == 33
+
+
+def test_a_training_reaches_what_its_recipe_names_and_no_other() -> None:
+    """So an edit of one model, loss, optimizer or schedule leaves the trainings of others alone."""
+    fields = {"model": "mlp", "loss": "softmax_mse", "optimizer": "adamw", "schedule": "one_cycle"}
+    names = (MODELS, LOSSES, OPTIMIZERS, SCHEDULES)
+    parts = {each.__name__: each for registry in names for each in registry.values()}
+    code = fingerprint(train.fn, {"recipe": Recipe(**fields), "training": [], "testing": []}).code
+    reached = {unit.rpartition(".")[2] for unit in code} & parts.keys()
+    assert reached == {"mlp", "softmax_mse", "AdamW", "one_cycle"}
 
 
 def test_small_models_get_one_thread() -> None:

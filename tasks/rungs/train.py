@@ -27,7 +27,7 @@ from tasks.rungs.building import (
 from tasks.rungs.checkpoint import State, go_on, identity, moving, restore, save
 from tasks.rungs.course import course, shifted
 from tasks.rungs.losses import LOSSES
-from tasks.rungs.measure import accuracy, describe, forward, load_model, measured, probabilities
+from tasks.rungs.measure import accuracy, describe, forward, measured, probabilities, rebuilt
 from tasks.rungs.models import MODELS
 from tasks.rungs.optimizers import OPTIMIZERS, SCHEDULES
 from tasks.rungs.recipes import Recipe
@@ -82,7 +82,7 @@ def train(
     fit(state, seen, held_out, criterion=criterion, schedule=schedule, recipe=recipe, run=run)
 
     weights = Weights(contents(model), describe(recipe, classes, shape))
-    check_answers(model, load_model(*weights), tests.images[:2], run.device)
+    check_answers(model, rebuilt(build, *weights), tests.images[:2], run.device)
     return {
         "weights": weights,
         "history": state.history,
