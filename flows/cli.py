@@ -1,4 +1,4 @@
-"""`stepladder run | plan | why | open | compare | fetch | cache`: the command line.
+"""`stepladder run | plan | why | debug | open | compare | fetch | cache`: the command line.
 
 Torch and Prefect take seconds to import, so each command imports what it needs.
 """
@@ -242,6 +242,33 @@ def why(
         print(jsonlib.dumps({**facts, **found.look.model_dump(), "last": found.last}))
     else:
         print_why(found)
+
+
+@app.command
+def debug(
+    stage: Annotated[str, Parameter(help="A stage's name as `plan` shows it, in quotes")],
+    dataset: Dataset = "sample",
+    /,
+    *,
+    options: Options = Options(),
+    pdb: Annotated[bool, Parameter(help="Open Python's debugger where it fails")] = False,
+) -> None:
+    """Call one stage's bare function in this process, on its stored inputs; store nothing."""
+    _tame_prefect(verbose=False)
+    from flows.debug import brief
+    from flows.debug import debug as call
+
+    allowed("stage", Stage, stage)
+    try:
+        print(brief(call(stage, options.parameters(dataset))))
+    except Exception as error:
+        if not pdb:
+            raise
+        from pdb import post_mortem
+
+        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
+        post_mortem(error.__traceback__)
+        sys.exit(1)
 
 
 cache = cyclopts.App(name="cache", help="List, verify or clear what is stored.")

@@ -236,7 +236,7 @@ def run_body(
             "is imported (a set's order, the time); run again, and if this stays, mend that"
         )
     store = Store(Path(settings.cache))
-    loaded = {name: _load(item, store.root) for name, item in arguments.items()}
+    loaded = {name: load_inputs(item, store.root) for name, item in arguments.items()}
     seen: set[str] = set()
     last = store.last(settings.dataset, label) or {"key": ""}
     earlier = functools.partial(
@@ -277,11 +277,12 @@ def _earlier(
                 yield was, store.load(verified.value)
 
 
-def _load(value: Any, root: Path) -> Any:
+def load_inputs(value: Any, root: Path) -> Any:
+    """An argument with what its references stand for, from the store's folder."""
     if is_input(value):
         return value.load(root)
     if isinstance(value, Mapping):
-        return {key: _load(item, root) for key, item in value.items()}
+        return {key: load_inputs(item, root) for key, item in value.items()}
     if isinstance(value, list):
-        return [_load(item, root) for item in value]
+        return [load_inputs(item, root) for item in value]
     return value
