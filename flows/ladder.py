@@ -140,7 +140,9 @@ def why_missing(dataset: str) -> str:
         hint = "`stepladder fetch mnist` brings it"
     else:
         there = [each.name for each in data_root().glob("[!.]*/") if each.name not in RESERVED]
-        near = difflib.get_close_matches(dataset, ["sample", "mnist", *there], n=1)
+        names = ["sample", "mnist", *there]
+        near = [name for name in names if name.casefold() == dataset.casefold()]
+        near = near or difflib.get_close_matches(dataset, names, n=1)
         hint = f"did you mean '{near[0]}'?" if near else (
             "give the path of a folder with training/ and testing/, each with a folder per class"
         )  # fmt: skip

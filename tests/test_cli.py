@@ -81,6 +81,7 @@ def stepladder(
         ("run sample --device gpu", 2, 'Choose from: "auto", "cpu", "cuda".'),
         ("run sample twice", 2, "twice"),
         ("run sampl", 1, "did you mean 'sample'?"),
+        ("run MNIST", 1, "did you mean 'mnist'?"),
         ("run mnist", 1, "`stepladder fetch mnist` brings it"),
         ("run sample --models resnt18", 1, "unknown model 'resnt18', did you mean 'resnet18'?"),
         ("run sample --models mlp --losses mse", 1, "unknown loss 'mse', choose from"),

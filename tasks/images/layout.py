@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterator
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +48,7 @@ def survey(path: Path) -> tuple[Layout, list[str]]:
     """
     problems: list[str] = []
     top = entries(path, clean(path.name))
+    problems += _lacking(path, top.folders)
     training, testing = (
         _split(path, top.folders, names, problems) for names in (TRAINING, TESTING)
     )
@@ -70,18 +72,28 @@ def survey(path: Path) -> tuple[Layout, list[str]]:
 def _split(
     path: Path, folders: list[str], names: tuple[str, ...], problems: list[str]
 ) -> Path | None:
-    """The folder of a split; None, and a problem, where there is none or more than one."""
+    """The folder of a split; None where there is none, or more than one, which is a problem."""
     found = [name for name in names if name in folders]
     if len(found) == 1:
         return path / found[0]
     if found:
         problems.append(f"{clean(path)} has both {found[0]} and {found[1]}; keep one of them")
-    else:
-        problems.append(
-            f"{clean(path)} has no folder {' or '.join(names)}; a dataset is laid out as "
-            f"training/CLASS/*.png and testing/CLASS/*.png{_meant(path, folders)}"
-        )
     return None
+
+
+def _lacking(path: Path, folders: list[str]) -> Iterator[str]:
+    """A line for the splits that are not there, with a guess at what is meant instead."""
+    missing = [names for names in (TRAINING, TESTING) if not any(n in folders for n in names)]
+    if missing:
+        wanted = " and no folder ".join(" or ".join(names) for names in missing)
+        like = {names[0]: [name for name in folders if get_close_matches(_blurred(name), names, 1)]
+                for names in missing}  # fmt: skip
+        yield (
+            f"{clean(path)} has no folder {wanted}; a dataset is laid out as training/CLASS/*.png "
+            f"and testing/CLASS/*.png{_meant(path, folders)}"
+            + "".join(f"; if '{clean(near[0])}' is meant, rename it to {name}"
+                      for name, near in like.items() if near)
+        )  # fmt: skip
 
 
 def _meant(path: Path, folders: list[str]) -> str:
