@@ -151,7 +151,7 @@ def test_tables_for_prefect() -> None:
         "linear, cross_entropy, seed 0",
     ]
     assert rows[0]["testing accuracy"].replace("\xa0", " ") == "90.00 %"
-    assert [row["note"] for row in rows] == ["best", "", "to beat", "", ""]
+    assert [row["note"] for row in rows] == ["best", "", "to beat", "", "", ""]
     planned = [
         Planned("mean[7]", "cached", (), 0.25),
         Planned("train[mlp]", "will run", ("lr 1.0 -> 0.5",), 12.0),

@@ -397,7 +397,7 @@ def test_only_baselines_say_so() -> None:
     results = climbed({}, [50, 5], [50, 50])
     assert results["answer"] is None
     assert "there is nothing to compare them with yet" in everything(results)
-    assert [row["note"] for row in ladder_table(results)] == ["", ""]
+    assert [row["note"] for row in ladder_table(results)] == ["", "", ""]
 
 
 def test_what_was_skipped_is_told_with_count_and_examples() -> None:

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from tasks.caching.plan import Planned
 from tasks.caching.refs import Outcome
 from tasks.caching.session import Session
 from tasks.report import words
+from tasks.report.markdown import ladder_table
 
 
 def announce(session: Session, planned: list[Planned]) -> None:
@@ -56,25 +56,6 @@ def show_in_prefect(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
     create_table_artifact(
         stages_table(outcomes), key=f"stages-{name}", description="What ran, what was cached, why"
     )
-
-
-def ladder_table(results: dict[str, Any]) -> list[dict[str, str]]:
-    """A row for each rung, from the top of the ladder down, and for each baseline below them."""
-    rungs = [each | {"accuracy": each["testing_accuracy"]} for each in reversed(results["rungs"])]
-    floors = sorted(results["baselines"], key=lambda each: -each["accuracy"])
-    return [
-        {
-            "rung": words.readable(each["label"]),
-            "testing accuracy": words.percent(each["accuracy"]),
-            "95 % interval": words.span(each["interval"]),
-            "balanced accuracy": words.percent(each["balanced_accuracy"]),
-            "macro F1": f"{each['macro_f1']:.4f}",
-            "validation": words.percent(each.get("validation_accuracy")),
-            "training time": words.duration(each.get("seconds")),
-            "note": words.mark(results, each["label"]),
-        }
-        for each in (*rungs, *floors)
-    ]
 
 
 def plan_table(planned: list[Planned]) -> list[dict[str, str]]:

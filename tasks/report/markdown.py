@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.report import words
-from tasks.report.words import NOTHING_SKIPPED, duration, escaped, percent, span
+from tasks.report.words import NOTHING_SKIPPED, duration, escaped, mark, percent, readable, span
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -28,11 +28,12 @@ def markdown(results: dict[str, Any]) -> str:
     for sentence in words.evidence(results):
         lines += [escaped(sentence), ""]
     skipped = words.skipped_in_brief(results["health"]["skipped"])
+    ladder = ladder_table(results)
     lines += [
         f"{data['images']['testing']:,} testing images, {len(data['classes'])} classes. "
         f"{escaped(skipped or NOTHING_SKIPPED)}",
         "",
-        *table(*_ladder(results)),
+        *table([*ladder[0]], [[*row.values()] for row in ladder]),
     ]
     nearest = [b for b in results["baselines"] if b["distance"]]
     shares = zip(*(b["per_class"] for b in nearest), strict=True)
@@ -52,23 +53,24 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _ladder(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the ladder's table."""
-    head = ["rung", "testing accuracy", "95 % interval", "balanced accuracy", "macro F1",
-            "validation", "training time"]  # fmt: skip
-    rows = [["guessing", percent(results["random_baseline"]), "", "", "", "", ""]]
-    rows += [
-        [b["label"], percent(b["accuracy"]), span(b["interval"]),
-         percent(b["balanced_accuracy"]), f"{b['macro_f1']:.4f}", "", ""]
-        for b in results["baselines"]
-    ]  # fmt: skip
-    rows += [
-        [r["label"], percent(r["testing_accuracy"]), span(r["interval"]),
-         percent(r["balanced_accuracy"]), f"{r['macro_f1']:.4f}", percent(r["validation_accuracy"]),
-         duration(r["seconds"]) + (" (cached)" if r["cached"] else "")]
-        for r in results["rungs"]
-    ]  # fmt: skip
-    return head, rows
+def ladder_table(results: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each rung, from the top of the ladder down, for each baseline, for guessing."""
+    rungs = [each | {"accuracy": each["testing_accuracy"]} for each in reversed(results["rungs"])]
+    floors = sorted(results["baselines"], key=lambda each: -each["accuracy"])
+    guessing = {"label": "guessing", "accuracy": results["random_baseline"]}
+    return [
+        {
+            "rung": readable(each["label"]),
+            "testing accuracy": percent(each["accuracy"]),
+            "95 % interval": span(each["interval"]) if "interval" in each else "-",
+            "balanced accuracy": percent(each.get("balanced_accuracy")),
+            "macro F1": f"{each['macro_f1']:.4f}" if "macro_f1" in each else "-",
+            "validation": percent(each.get("validation_accuracy")),
+            "training time": duration(each.get("seconds")),
+            "note": mark(results, each["label"]),
+        }
+        for each in (*rungs, *floors, guessing)
+    ]
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
