@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from tasks.caching.basics import LadderError
 from tasks.rungs.ladders import cross, default_ladder, label, left_out, read_recipes
@@ -96,13 +95,6 @@ def test_unknown_names_suggest_the_nearest(fields, message) -> None:
     with pytest.raises(LadderError) as error:
         Recipe(**({"model": "linear", "loss": "cross_entropy"} | fields))
     assert str(error.value) == message
-
-
-@pytest.mark.parametrize("field", [{"lr": 0}, {"lr": float("nan")}, {"epochs": 0}, {"seed": -1}])
-def test_values_out_of_bounds_are_refused(field) -> None:
-    """Bounds hold, and NaN is inside none."""
-    with pytest.raises(ValidationError):
-        Recipe(model="linear", loss="cross_entropy", **field)
 
 
 def test_cross_spans_models_losses_and_seeds() -> None:

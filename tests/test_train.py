@@ -322,8 +322,11 @@ def test_training_leaves_torchs_own_stream_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("shape", [(8, 8), (9, 12, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(model, (8, 8)) for model in MODELS] + [("mlp", (9, 12, 3)), ("convnet", (9, 12, 3))],
+    ids=str,
+)
 def test_every_default_recipe_learns_small_pictures(model, shape) -> None:
     """Each model's defaults, given a few dozen steps, beat chance by far, grey or RGB."""
     data = {"training": pictures(n=80, shape=shape), "testing": pictures(shape=shape, seed=1)}
@@ -570,8 +573,15 @@ def test_a_checkpoint_that_is_not_ours_is_ignored(tmp_path, harm) -> None:
 # --- more epochs
 
 
-@pytest.mark.parametrize("fields", [{}, {"optimizer": "adamw", "lr": 0.01}])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("linear", {}),
+        ("mlp", {"optimizer": "adamw", "lr": 0.01}),
+        ("convnet", {"optimizer": "sgd"}),
+        ("resnet18", {}),
+    ],
+)
 def test_more_epochs_go_on_from_a_stored_training(model, fields) -> None:
     """Under a constant lr, 2 epochs after 1 stored one are the bits of 2 from scratch."""
     recipe = quick(model, epochs=2, batch_size=64, schedule="constant", **fields)

@@ -65,8 +65,8 @@ def new_model(
 def initialize(model: nn.Module, init: str, generator: torch.Generator) -> None:
     """Draw a model's first weights from `generator`, in place.
 
-    "randn" is the post's: the weights and biases of linear layers, and of our
-    convolutions, from the standard normal distribution, as a generator of this seed begins.
+    "randn" is the post's: the weights and biases of linear layers, and of our convolutions, from
+    the standard normal distribution, as a generator of this seed begins.
     Frozen ones, norms, torch's convolutions and whatever else there is stay as they were built.
     "default" leaves all as it was built: torch's layers uniform within 1 / sqrt(inputs of a unit).
     """

@@ -1,4 +1,8 @@
-"""Train one recipe: the post's loop, from a shuffled batch to a step of `optimizers.SGD`."""
+"""Train one recipe: the post's loop.
+
+`train` sets it up, `fit` goes through the epochs, `Descent.step` takes a batch from its images to
+the gradients, and `optimizers.SGD` moves by them: `p -= lr * p.grad`.
+"""
 
 from __future__ import annotations
 
