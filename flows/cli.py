@@ -172,7 +172,7 @@ def _run(
                     store.remember(
                         place.home,
                         each.stage,
-                        {**each.look.model_dump(), "seconds": each.seconds},
+                        {**each.look.memory(), "seconds": each.seconds},
                     )
         outcomes = {name: ref.outcome for name, ref in refs.items()}
         return put(refs["report"], outcomes, store.root)
@@ -239,7 +239,7 @@ def why(
     found = planned[stage]
     if json:
         facts = {"stage": stage, "state": found.state, "why": found.why, "changes": found.changes}
-        print(jsonlib.dumps({**facts, **found.look.model_dump(), "last": found.last}))
+        print(jsonlib.dumps({**facts, **found.look.memory(), "last": found.last}))
     else:
         print_why(found)
 

@@ -185,13 +185,13 @@ class Watch:
 
 
 def _project_modules() -> dict[str, ModuleType]:
-    from tasks.caching import source
+    from tasks.caching.origins import is_ours
 
     tops = {name.partition(".")[0] for name in [*sys.modules]}
-    ours = {top for top in tops if source.is_ours(top)}
+    ours = {top for top in tops if is_ours(top)}
     return {
         name: module for name, module in [*sys.modules.items()]
-        if name.partition(".")[0] in ours and source.is_ours(name)
+        if name.partition(".")[0] in ours and is_ours(name)
     }  # fmt: skip
 
 
@@ -244,13 +244,11 @@ def _changing(module: Any) -> set[str]:
 
 def _targets(module: Any, names: set[str]) -> set[tuple[str, str]]:
     """The functions and classes of ours that names in a module may mean, each with its module."""
-    from tasks.caching import source
+    from tasks.caching.origins import is_ours
 
     imported = {each for name in names for each in module.imports.get(name, ()) if each[1]}
     return {(module.name, name) for name in names & module.bindings.keys()} | {
-        (origin, name)
-        for origin, name in imported
-        if source.is_ours(origin) and not _is_tool(origin)
+        (origin, name) for origin, name in imported if is_ours(origin) and not _is_tool(origin)
     }
 
 
@@ -317,11 +315,11 @@ def _asks(frame: FrameType | None) -> bool:
 
 
 def _part_of(name: str) -> str:
-    from tasks.caching import source
+    from tasks.caching.origins import is_ours
 
     if name.startswith("importlib._bootstrap"):
         return "import"
-    if name == __name__ or not source.is_ours(name.partition(".")[0]) or not source.is_ours(name):
+    if name == __name__ or not is_ours(name.partition(".")[0]) or not is_ours(name):
         return "other"
     return "tool" if _is_tool(name) else "counts"
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tasks.caching import fingerprint as fp
-from tasks.caching import source
+from tasks.caching import origins, reach, source
 from tasks.caching.basics import LadderError
 from tasks.caching.records import digest_of
 from tasks.caching.stage import stage
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHES = (
     source.read,
     source.statements,
-    source.distributions,
-    source.installed,
-    source.is_ours,
-    source.is_module,
-    fp._reach,
-    fp._version,
+    origins.distributions,
+    origins.installed,
+    origins.is_ours,
+    origins.is_module,
+    origins.version,
+    reach.reach,
 )
 
 HELPERS = '''
@@ -453,7 +453,7 @@ def test_the_condition_of_an_import_counts(package) -> None:
 
 def test_a_package_leads_to_the_distributions_that_python_itself_finds() -> None:
     theirs = importlib.metadata.packages_distributions()
-    ours = source.distributions()
+    ours = origins.distributions()
     assert {top: {each.name for each in found} for top, found in ours.items()} == {
         top: set(names) for top, names in theirs.items()
     }

@@ -28,9 +28,8 @@ from climbing import FIGURES
 from PIL import Image
 from pydantic import BaseModel
 
-from tasks.caching.cues import Look, differences
-from tasks.caching.records import digest_of
-from tasks.caching.refs import Pending, inputs_of, plain
+from tasks.caching.cues import Code, Inputs, Look, Parameters, Versions
+from tasks.caching.refs import Pending
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"
@@ -66,19 +65,14 @@ def reasons(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Why a stage with these arguments runs again, the code being the same."""
 
     def look(arguments: dict[str, Any]) -> Look:
-        found = {name: list(inputs_of(item)) for name, item in arguments.items()}
-        ingredients = {
-            "format": 1,
-            "code": {"tasks.a": "1"},
-            "versions": {"torch": "2.13.0"},
-            "parameters": {name: plain(item) for name, item in arguments.items()},
-            "inputs": {name: [each.digest for each in items] for name, items in found.items()},
-        }
-        names = {name: [each.label for each in items] for name, items in found.items()}
-        return Look(key=digest_of(ingredients), ingredients=ingredients, names=names)
+        inputs = Inputs(arguments)
+        cues = [
+            Code({"tasks.a": "1"}), Versions({"torch": "2.13.0"}), Parameters(arguments), inputs
+        ]  # fmt: skip
+        return Look(cues, inputs.names)
 
-    last = json.loads(json.dumps(look(before).model_dump(), sort_keys=True))
-    return [*differences(look(now), last, now, Path())]
+    last = json.loads(json.dumps(look(before).memory(), sort_keys=True))
+    return [*look(now).differences(last, Path())]
 
 
 CAT, DOG, FOX = (Given(f"decode[training/{name}]") for name in ("cat", "dog", "fox"))

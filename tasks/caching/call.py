@@ -23,7 +23,7 @@ import torch
 
 from tasks.caching.basics import DamagedError, LadderError, StageError
 from tasks.caching.bodies import Body, Here, Runner
-from tasks.caching.cues import FIRST, differences
+from tasks.caching.cues import find
 from tasks.caching.records import Record
 from tasks.caching.refs import Outcome, Ref, inputs_of, is_input
 from tasks.caching.stage import Run, Stage, nothing
@@ -112,7 +112,7 @@ class Call:
         elif self.name in self.settings.audit:
             self._audit(record)
         ref = self.ref(record, why)
-        memory = {**self.look.model_dump(), "seconds": record.seconds}
+        memory = {**self.look.memory(), "seconds": record.seconds}
         # A read-only store still serves what it holds.
         with contextlib.suppress(LadderError):
             self.store.remember(self.settings.dataset, self.name, memory)
@@ -122,23 +122,11 @@ class Call:
 
     def find(self) -> tuple[Record | None, tuple[str, ...]]:
         """The verified record of the key, or None and why the stage must run."""
-        if self.refresh:
-            return None, ("asked for by --refresh",)
-        try:
-            record = self.store.get(self.stage.name, self.look.key)
-        except DamagedError as error:
-            return None, (str(error),)
-        if record is not None:
-            return record, ()
-        if self.last is None:
-            return None, (FIRST,)
-        known = self.last["key"] == self.look.key
-        otherwise = "its record is missing" if known else "its key changed"
-        return None, self.changes() or (otherwise,)
+        return find(self.store, self.stage.name, self.look, self.last, refresh=self.refresh)
 
     def changes(self) -> tuple[str, ...]:
         """In words, what differs from the last time."""
-        return differences(self.look, self.last, self.arguments, self.store.root)
+        return self.look.differences(self.last, self.store.root)
 
     def ref(self, record: Record, why: tuple[str, ...]) -> Ref:
         """The reference to a record, with the reasons it had to be made for."""

@@ -1,176 +1,216 @@
-"""Why a stage runs again: a key's ingredients held against those of the last time."""
+"""Cues: each looks at one thing that a result depends on, and decides and explains at once.
+
+A cue of the key is what goes into it, and knows in which words that differs from the last time: a
+key is what the cues have looked at (`Look`), so nothing can change it without a reason.  The cues
+of the record say whether what was stored under the key serves, or why not (`find`).
+"""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from pydantic import BaseModel
-
-from tasks.caching.refs import Pending, inputs_of
+from tasks.caching.basics import DamagedError
+from tasks.caching.differences import (
+    changed_fields,
+    changed_value,
+    differ,
+    new_and_gone,
+    some,
+    told,
+)
+from tasks.caching.fingerprint import fingerprint
+from tasks.caching.records import Record, digest_of
+from tasks.caching.refs import Pending, inputs_of, plain
+from tasks.caching.store import FORMAT, Store
 
 FIRST = "has not run before"
+Last = dict[str, Any]  # what a look left to remember: its key, ingredients and names
 
 
-class Look(BaseModel):
-    """A stage's key with what went into it."""
+class Before(NamedTuple):
+    """What a stage's cues saw the last time."""
 
-    key: str
     ingredients: dict[str, Any]
-    names: dict[str, list[str]]  # parameter -> what its inputs are called
+    names: dict[str, list[str]]  # parameter -> what its inputs were called
+    root: Path  # the store's folder, where more may lie about them
+
+
+class Cue(Protocol):
+    """One ingredient of a key."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a key."""
+
+    @property
+    def now(self) -> Any:
+        """What it is, as plain data."""
+
+    def said(self, before: Before) -> Iterable[str]:
+        """In words, how it differs from the last time."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Each piece of the project's code that the stage reaches, with its digest."""
+
+    now: dict[str, str]
+    name = "code"
+
+    def said(self, before: Before) -> Iterable[str]:
+        """Which pieces changed, came or went."""
+        was = before.ingredients[self.name]
+        changed = [piece for piece in self.now if differ(piece, was, self.now)]
+        return [*told(changed, "changed"), *new_and_gone(was, self.now)]
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The version of each distribution that this code imports, and Python's."""
+
+    now: dict[str, str]
+    name = "versions"
+
+    def said(self, before: Before) -> Iterable[str]:
+        """Which are others."""
+        return changed_fields(before.ingredients[self.name], self.now)
+
+
+class Parameters:
+    """The arguments as plain data, without what is in their inputs."""
+
+    name = "parameters"
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self.now = {name: plain(item) for name, item in arguments.items()}
+        self._arguments = arguments
+
+    def said(self, before: Before) -> Iterator[str]:
+        """Which have other values, and what a parameter itself says of that."""
+        was = before.ingredients[self.name]
+        for name in (name for name in self.now if differ(name, was, self.now)):
+            old, new, item = was[name], self.now[name], self._arguments[name]
+            if [each.label for each in inputs_of(item)] != before.names.get(name, []):
+                continue  # which inputs are new and which are gone is said of themselves
+            if isinstance(old, dict) and isinstance(new, dict):
+                yield from changed_fields(old, new)
+                if hasattr(item, "remark"):  # a parameter that knows what its change means
+                    yield from item.remark(old)
+            else:
+                yield from changed_value(name, old, new)
+        yield from new_and_gone(was, self.now)
+
+
+class Inputs:
+    """The digests of the results among the arguments; what they are called is remembered too."""
+
+    name = "inputs"
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._refs = {name: list(inputs_of(item)) for name, item in arguments.items()}
+        self.now = {name: [each.digest for each in refs] for name, refs in self._refs.items()}
+        self.names = {name: [each.label for each in refs] for name, refs in self._refs.items()}
+
+    def said(self, before: Before) -> Iterator[str]:
+        """Which have other content, came, went or stand in another order."""
+        for name, refs in self._refs.items():
+            labels = before.names.get(name, [])
+            was = dict(zip(labels, before.ingredients[self.name].get(name, []), strict=True))
+            again = [each.label for each in refs]
+            yield from _changed(refs, was, before.root)
+            yield from new_and_gone(was, dict.fromkeys(again))
+            if labels != again and Counter(labels) == Counter(again):
+                yield f"{name}: in another order"
+
+
+def _changed(refs: list[Any], was: dict[str, str], root: Path) -> Iterator[str]:
+    """In words, which inputs have other content; those that can say how do so."""
+    known = {each.label: each for each in refs if not isinstance(each, Pending)}
+    changed = [each for label, each in known.items() if was.get(label, each.digest) != each.digest]
+    silent = [each.label for each in changed if not hasattr(each, "explain")]
+    for each in changed:
+        if hasattr(each, "explain"):
+            yield each.explain(was[each.label], root)
+    yield from told(silent, "changed")
+
+
+@dataclass(frozen=True)
+class Only:
+    """What has no parts: another one is another, in fixed words."""
+
+    name: str
+    now: Any
+    words: str
+
+    def said(self, before: Before) -> Iterable[str]:
+        """The words, when it is another."""
+        return [self.words] if before.ingredients.get(self.name) != self.now else []
+
+
+class Look:
+    """What the cues have looked at: a key, and what differs from the last time."""
+
+    def __init__(self, cues: list[Cue], names: dict[str, list[str]]) -> None:
+        self._cues = cues
+        self.ingredients = {cue.name: cue.now for cue in cues}
+        self.key = digest_of(self.ingredients)
+        self.names = names  # parameter -> what its inputs are called
+
+    def differences(self, last: Last | None, root: Path) -> tuple[str, ...]:
+        """In words, what is not as it was; nothing where there is no last time."""
+        if last is None:
+            return ()
+        before = Before(last["ingredients"], last["names"], root)
+        return tuple(words for cue in self._cues for words in cue.said(before))
+
+    def memory(self) -> Last:
+        """What to remember for the next time."""
+        return {"key": self.key, "ingredients": self.ingredients, "names": self.names}
+
+
+def look(name: str, fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Look:
+    """Look at all that the result of a stage's function with these arguments depends on.
+
+    Raises LadderError for code that cannot be followed.
+    """
+    code, versions = fingerprint(fn, arguments)
+    inputs = Inputs(arguments)
+    cues: list[Cue] = [
+        Only("stage", name, "it was another stage"),
+        Code(code),
+        Versions(versions),
+        Parameters(arguments),
+        inputs,
+        Only("format", FORMAT, "the cache's format changed"),
+    ]
+    return Look(cues, inputs.names)
+
+
+# Of the record
+
+
+def find(
+    store: Store, stage: str, look: Look, last: Last | None, *, refresh: bool
+) -> tuple[Record | None, tuple[str, ...]]:
+    """The verified record of a key; or none, and in words why the stage must run."""
+    if refresh:
+        return None, ("asked for by --refresh",)
+    try:
+        record = store.get(stage, look.key)
+    except DamagedError as error:
+        return None, (str(error),)
+    if record is not None:
+        return record, ()
+    if last is None:
+        return None, (FIRST,)
+    otherwise = "its record is missing" if last["key"] == look.key else "its key changed"
+    return None, look.differences(last, store.root) or (otherwise,)
 
 
 def waits_for(labels: list[str]) -> str:
     """In words, which stages must run before more can be said."""
-    return f"waits for {_some(labels)}"
-
-
-def _some(names: list[str]) -> str:
-    """The first three of many names."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"
-
-
-def _told(names: list[str], verb: str) -> list[str]:
-    """Nothing, or one reason for all names."""
-    return [f"{_some(names)} {verb}"] if names else []
-
-
-def differences(
-    look: Look, last: dict[str, Any] | None, arguments: Mapping[str, Any], root: Path
-) -> tuple[str, ...]:
-    """In words, what in a key's ingredients differs from the last time."""
-    if last is None:
-        return ()
-    old, new = last["ingredients"], look.ingredients
-    return (
-        *_told(
-            [name for name in new["code"] if _differ(name, old["code"], new["code"])], "changed"
-        ),
-        *_new_and_gone(old["code"], new["code"]),
-        *_changed_fields(old["versions"], new["versions"]),
-        *_changed_parameters(old["parameters"], new["parameters"], last["names"], arguments),
-        *(
-            words
-            for name in new["inputs"]
-            for words in _changed_inputs(name, last, list(inputs_of(arguments[name])), root)
-        ),
-        *(["the cache's format changed"] if old["format"] != new["format"] else []),
-    )
-
-
-def _new_and_gone(old: Iterable[str], new: Iterable[str]) -> list[str]:
-    old, new = list(old), list(new)
-    return [
-        *_told([name for name in new if name not in old], "new here"),
-        *_told([name for name in old if name not in new], "no longer used"),
-    ]
-
-
-def _differ(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether what both have is not the same in a key, where 1 is not 1.0 and not true."""
-    both = [json.dumps(each[name], sort_keys=True) for each in (old, new) if name in each]
-    return len({*both}) == 2
-
-
-def _changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for name in new:
-        if _differ(name, old, new):
-            yield from _changed_value(name, old[name], new[name])
-    yield from _new_and_gone(old, new)
-
-
-def _changed_parameters(
-    old: dict[str, Any], new: dict[str, Any], names: dict[str, list[str]], now: Mapping[str, Any]
-) -> Iterator[str]:
-    for name in (name for name in new if _differ(name, old, new)):
-        labels = [each.label for each in inputs_of(now[name])]
-        if labels != names.get(name, []):
-            continue  # which inputs are new and which are gone is said of themselves
-        if isinstance(old[name], dict) and isinstance(new[name], dict):
-            yield from _changed_fields(old[name], new[name])
-            if hasattr(now[name], "remark"):  # a parameter that knows what its change means
-                yield from now[name].remark(old[name])
-        else:
-            yield from _changed_value(name, old[name], new[name])
-    yield from _new_and_gone(old, new)
-
-
-def _changed_value(name: str, old: Any, new: Any) -> Iterator[str]:
-    """In words, how plain data differs that does."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        yield from (f"{name}: {words}" for words in _changed_fields(old, new))
-    elif _are_texts(old) and _are_texts(new):
-        yield f"{name}: {_moved(old, new)}"
-    elif _are_pairs(old) and _are_pairs(new):
-        yield f"{name}: {_some([*_changed_pairs(dict(old), dict(new))])}"
-    else:
-        written = [(_shown(old), _shown(new)), (repr(old), repr(new))]
-        before, after = next((pair for pair in written if pair[0] != pair[1]), written[0])
-        text = f"{name} {before} -> {after}"
-        yield text if len(text) <= 100 else f"{name} changed"
-
-
-def _changed_pairs(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    if [*old] != [*new]:
-        yield _moved([*old], [*new])
-    for key, value in new.items():
-        if _differ(key, old, new):
-            yield from _changed_value(_quoted(key), old[key], value)
-
-
-def _moved(old: list[str], new: list[str]) -> str:
-    """In words, how a list of texts differs from another."""
-    added, removed = (
-        [_quoted(text) for text in (Counter(one) - Counter(other)).elements()]
-        for one, other in ((new, old), (old, new))
-    )
-    said = [*_told(added, "added"), *_told(removed, "removed")]
-    return ", ".join(said) or "in another order"
-
-
-def _are_texts(item: Any) -> bool:
-    return isinstance(item, list) and all(isinstance(each, str) for each in item)
-
-
-def _are_pairs(item: Any) -> bool:
-    """Whether plain data may be a mapping's."""
-    pairs = isinstance(item, list) and all(isinstance(e, list) and len(e) == 2 for e in item)
-    return pairs and _are_texts([key for key, _ in item])
-
-
-def _shown(item: Any) -> str:
-    """A value in words."""
-    text = "none" if item is None else str(item)
-    return text if text.strip() else repr(text)
-
-
-def _quoted(text: str) -> str:
-    """One text of several, which must be seen to end; of a long one its beginning and end."""
-    short = text if len(text) <= 60 else f"{text[:40]}...{text[-10:]}"
-    return repr(short) if "," in short or short != short.strip() or not short else short
-
-
-def _changed_inputs(name: str, last: dict[str, Any], inputs: list[Any], root: Path) -> list[str]:
-    labels = last["names"].get(name, [])
-    before = dict(zip(labels, last["ingredients"]["inputs"].get(name, []), strict=True))
-    now = {each.label: each for each in inputs if not isinstance(each, Pending)}
-    differing = [
-        each for label, each in now.items() if before.get(label, each.digest) != each.digest
-    ]
-    again = [each.label for each in inputs]
-    return [
-        *(each.explain(before[each.label], root) for each in differing if _explains(each)),
-        *_told([each.label for each in differing if not _explains(each)], "changed"),
-        *_new_and_gone(before, dict.fromkeys(again)),
-        *([f"{name}: in another order"] if labels != again and Counter(labels) == Counter(again)
-          else []),
-    ]  # fmt: skip
-
-
-def _explains(each: Any) -> bool:
-    """Whether an input can say more than that it changed."""
-    return hasattr(each, "explain")
+    return f"waits for {some(labels)}"

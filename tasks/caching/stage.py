@@ -21,11 +21,9 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from tasks.caching.basics import LadderError
 from tasks.caching.bodies import MODULES
-from tasks.caching.cues import Look
-from tasks.caching.fingerprint import check, fingerprint
-from tasks.caching.records import digest_of
-from tasks.caching.refs import Outcome, inputs_of, plain
-from tasks.caching.store import FORMAT
+from tasks.caching.cues import Look, look
+from tasks.caching.fingerprint import check
+from tasks.caching.refs import Outcome
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,7 +65,7 @@ SESSION: ContextVar[Caller] = ContextVar("session")  # of the flow that is runni
 
 
 class Stage(Generic[P, R]):
-    """A pure function with a memory.  `.fn` is the bare function, `.task` the Prefect task."""
+    """A pure function with a memory.  `.fn` is the bare function."""
 
     def __init__(self, fn: Callable[P, R], cores: Callable[[Mapping[str, Any], str], int]) -> None:
         check(fn)
@@ -102,18 +100,7 @@ class Stage(Generic[P, R]):
 
     def look(self, arguments: Mapping[str, Any]) -> Look:
         """The key of a call.  Raises LadderError for code that cannot be followed."""
-        code, versions = fingerprint(self.fn, arguments)
-        inputs = {name: list(inputs_of(item)) for name, item in arguments.items()}
-        ingredients = {
-            "format": FORMAT,
-            "stage": self.name,
-            "code": code,
-            "versions": versions,
-            "parameters": {name: plain(item) for name, item in arguments.items()},
-            "inputs": {name: [each.digest for each in found] for name, found in inputs.items()},
-        }
-        names = {name: [each.label for each in found] for name, found in inputs.items()}
-        return Look(key=digest_of(ingredients), ingredients=ingredients, names=names)
+        return look(self.name, self.fn, arguments)
 
 
 def _one_core(_arguments: Mapping[str, Any], _device: str) -> int:

@@ -1,0 +1,175 @@
+"""What a unit is in memory, which tells what its source may not.
+
+The text of a constant that was read from a file, the functions that a decorator has put into a
+dict.  It is held against the source too, so that an edit made after the import can never give a new
+key to what old code computed.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import functools
+import hashlib
+import importlib
+import inspect
+import operator
+import re
+from collections.abc import Mapping
+from types import FunctionType, MemberDescriptorType, MethodType
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tasks.caching import source
+from tasks.caching.basics import LadderError
+from tasks.caching.origins import in_engine, is_followed
+from tasks.caching.reach import Unit
+from tasks.caching.syntax import refuse
+
+_ATOM = bool | int | float | complex | str | bytes | None
+
+
+def in_memory(unit: Unit) -> Any:
+    """What a unit is in memory; of a stage, its function.  Ellipsis where nothing can be found."""
+    name, _, key = unit.name.partition("[")
+    try:
+        found = operator.attrgetter(name)(importlib.import_module(unit.module))
+        found = found[ast.literal_eval(key[:-1])] if key else found
+    except (ImportError, AttributeError, LookupError):
+        return ...
+    return getattr(found, "fn", ...) if in_engine(type(found).__module__) else found
+
+
+class Memory:
+    """What a unit holds in memory: data, more code, and words that may name methods.
+
+    Raises LadderError for code that is not what the source says.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        self.units: set[Unit] = set()
+        self.words: set[str] = set()
+        self._unit = unit
+        # Each object by its id, and kept: the id of one that is gone is given to another.
+        self._seen: dict[int, tuple[Any, Any]] = {}
+        value = in_memory(unit)
+        match source.statements(*unit):
+            case [ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() as node]:
+                _insist_on_definition(node, value, unit)
+        data = self._plain(value)
+        mere_code = data in (..., [str(unit)])
+        self.digest = "" if mere_code else f"+{_short(data)}"
+
+    def _data(self, value: Any) -> Any:
+        """A value as plain data, a digest of what lies in it, an Ellipsis for what is opaque.
+
+        Whether it was met before makes no difference: two equal lists may be one object or two.
+        """
+        if isinstance(value, _ATOM):
+            return self._plain(value)
+        known = self._seen.get(id(value))
+        if known is None:
+            self._seen[id(value)] = value, ...  # what leads back to itself
+            data = self._plain(value)
+            known = self._seen[id(value)] = value, data if data is ... else (_short(data),)
+        return known[1]
+
+    def _plain(self, value: Any) -> Any:  # noqa: PLR0911, PLR0912 - one return for each kind of value
+        """A value as lists of plain data and names of code, an Ellipsis for what is opaque."""
+        match value:
+            case None | bool() | int() | float() | complex() | bytes() | bytearray() | range():
+                return value
+            case str():
+                self.words |= {*re.findall(r"\w+", value)}
+                return value
+            case np.ndarray() if value.dtype.hasobject:
+                return self._data(value.tolist())
+            case np.ndarray() | np.generic() | Tensor():
+                return [str(value.dtype), value.tolist()]
+            case re.Pattern():
+                return value.pattern
+            case list() | tuple() | collections.deque():
+                return [self._data(item) for item in value]
+            case set() | frozenset():
+                return sorted(repr(self._data(item)) for item in value)
+            case Mapping():
+                return [[self._data(key), self._data(item)] for key, item in value.items()]
+            case functools.partial():
+                return [self._data(each) for each in (value.func, *value.args, value.keywords)]
+            case MethodType():
+                return [self._data(value.__func__), self._data(value.__self__)]
+            case FunctionType() if is_followed(value.__globals__["__name__"]):
+                return self._function(value)
+            case type() if is_followed(value.__module__):
+                return self._class(value)
+            case _ if is_followed(type(value).__module__):
+                return [self._data(type(value)), self._data(_state(value))]
+            case FunctionType():  # a wrapper by others: what it holds is followed, its state not
+                self._data([cell.cell_contents for cell in value.__closure__ or ()])
+        return ...
+
+    def _function(self, function: FunctionType) -> list[Any]:
+        module = source.read(function.__globals__["__name__"])
+        code = function.__code__
+        # What a function made at run time is stands in the source of the one that made it.
+        name = code.co_qualname.partition(".<locals>")[0].removesuffix(".<lambda>")
+        if name != "<lambda>":
+            self.units |= {Unit(module.name, name)} - {self._unit}
+        elif not self._holds_line(code.co_firstlineno):  # and it has no name to follow
+            refuse("a lambda that is put elsewhere", module.path, code.co_firstlineno)
+        return [f"{module.name}.{name}", *self._parts(function, module)]
+
+    def _parts(self, function: FunctionType, module: source.Module) -> list[Any]:
+        """The data that a function holds, which is held against its source."""
+        code = function.__code__
+        if source.essence(code) not in module.codes.get(code.co_qualname, ()):
+            raise LadderError(f"{module.path} changed after it was imported ({code.co_qualname}); "
+                              "start again")  # fmt: skip
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        held = [function.__defaults__, function.__kwdefaults__, *cells]
+        return [self._data(each) for each in held if each is not None]
+
+    def _class(self, kind: type) -> list[Any]:
+        module = source.read(kind.__module__)
+        name = kind.__qualname__.partition(".<locals>")[0]
+        self.units |= {Unit(module.name, name)} - {self._unit}
+        found = [f"{module.name}.{name}"]
+        for attribute, member in vars(kind).items():
+            bare = inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member)))
+            if isinstance(bare, FunctionType):
+                if bare.__code__.co_filename == module.path:  # not one that @dataclass wrote
+                    found += self._parts(bare, module)
+            elif not attribute.startswith("__") and (data := self._data(member)) is not ...:
+                found += [attribute, data]
+        return found
+
+    def _holds_line(self, number: int) -> bool:
+        nodes = source.statements(*self._unit)
+        return any(node.lineno <= number <= (node.end_lineno or number) for node in nodes)
+
+
+def _short(data: Any) -> str:
+    return hashlib.sha256(repr(data).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """The attributes of an object, those in slots too."""
+    members = [item for kind in type(value).__mro__ for item in vars(kind).items()]
+    slots = [name for name, each in members if isinstance(each, MemberDescriptorType)]
+    return {name: getattr(value, name, ...) for name in slots} | getattr(value, "__dict__", {})
+
+
+def _insist_on_definition(node: ast.stmt, value: Any, unit: Unit) -> None:
+    """What a definition made must still be there, and in a class each of its methods."""
+    match node:
+        case ast.FunctionDef(decorator_list=[]) | ast.ClassDef(decorator_list=[]):
+            names = (getattr(value, "__module__", ""), getattr(value, "__qualname__", ""))
+            if value is not ... and names != unit:
+                raise LadderError(f"{unit} was replaced at run time, which cannot be followed")
+    if isinstance(node, ast.ClassDef) and isinstance(value, type):
+        for inner in node.body:
+            member = vars(value).get(getattr(inner, "name", ""), ...)
+            if isinstance(member, FunctionType) and is_followed(member.__module__):
+                _insist_on_definition(inner, member, Unit(unit.module, f"{unit.name}.{inner.name}"))  # type: ignore[attr-defined] # just looked

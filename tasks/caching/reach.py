@@ -1,0 +1,184 @@
+"""What one piece of a module reaches by its source: further pieces, and packages of others.
+
+A piece is a *unit*, a name of a project module.  The names it takes from its module lead to further
+units, through imports, aliases and attributes of modules, or to packages of others.  A registry, a
+dict or tuple written out at module level and subscripted by a parameter (`LOSSES[recipe.loss]`),
+leads to the chosen entry alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from tasks.caching import source, syntax
+from tasks.caching.basics import LadderError
+from tasks.caching.origins import in_engine, is_module, is_ours
+from tasks.caching.syntax import Imports
+
+
+class Unit(NamedTuple):
+    """A name of a project module; an entry of a registry is written `LOSSES['cross_entropy']`."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class Choice(NamedTuple):
+    """A registry subscripted by a stage's parameter, or by an attribute of one."""
+
+    registry: Unit
+    parameter: str
+    attribute: str
+
+
+class Reach(NamedTuple):
+    """What one unit's source is and what it names."""
+
+    digest: str
+    units: frozenset[Unit]
+    packages: frozenset[str]  # top-level names of other people's packages
+    choices: frozenset[Choice]
+    words: frozenset[str]  # its attributes and the words of its texts: what may name a method
+
+
+@functools.cache
+def reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
+    """What a unit is and names; of a stage's own function, with its parameters.
+
+    Raises LadderError, with the line, for what cannot be followed.
+    """
+    module = source.read(unit.module)
+    statements = source.statements(*unit)
+    if not statements:
+        raise LadderError(f"{module.path}: `{unit.name}` is not defined at module level, so its "
+                          "changes would be missed; define it there")  # fmt: skip
+    text = "\n".join(map(ast.unparse, statements))
+    nodes = [node for statement in statements for node in ast.walk(statement)]
+    within = syntax.imports_among(nodes, unit.module, module.path)
+    names = syntax.global_names(text, {*module.bindings, *module.imports}) | within.keys()
+    imports = {  # of several methods one may mean the module's name, another its own
+        name: module.imports.get(name, set()) | within.get(name, set())
+        for name in {*module.imports, *within}
+    }
+    source.refuse_opaque(nodes, names, module, imports)
+
+    chosen = _choices(nodes, syntax.steady(text, parameters), module, imports)
+    targets: set[Unit | str] = set()
+    for name in sorted(names - chosen.keys()):
+        if name in module.bindings:
+            targets.add(Unit(unit.module, name))
+        elif name not in imports and not hasattr(builtins, name) and name != "__file__":
+            raise LadderError(f"{module.path}: {unit.name} names `{name}`, which the module does "
+                              "not define, so it cannot be followed")  # fmt: skip
+        for origin in imports.get(name, ()):
+            targets |= {*_targets(name, *origin, nodes, module.path)}
+    return Reach(
+        hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16],
+        frozenset(each for each in targets - {unit} if isinstance(each, Unit)),
+        frozenset(each for each in targets if isinstance(each, str)),
+        frozenset(choice for name in names & chosen.keys() for choice in chosen[name]),
+        frozenset(word for node in nodes for word in _words(node)),
+    )
+
+
+def _words(node: ast.AST) -> Iterable[str]:
+    match node:
+        case ast.Attribute(attr=name):
+            return (name,)
+        case ast.Constant(value=str(text)):
+            return re.findall(r"\w+", text)
+    return ()
+
+
+def _targets(
+    name: str, module: str, attribute: str, nodes: list[ast.AST], path: str
+) -> Iterator[Unit | str]:
+    """Where an imported name leads: project units, or packages of others."""
+    whole = f"{module}.{attribute}".strip(".")
+    if not is_ours(module):
+        yield module.partition(".")[0]
+    elif attribute and not is_module(whole):
+        yield from _defined(module, attribute)
+    elif not in_engine(whole):
+        # A project module: every use must be an attribute of it, and leads to that attribute.
+        for chain in syntax.chains(nodes, name):
+            here, rest = whole, list(chain)
+            while rest and is_module(f"{here}.{rest[0]}"):
+                here = f"{here}.{rest.pop(0)}"
+            if not is_ours(here):  # the rest of a namespace
+                yield here.partition(".")[0]
+                continue
+            if not rest:
+                raise LadderError(f"{path}: the module `{here}` is used as a value, which "
+                                  "cannot be followed; name what it is used for")  # fmt: skip
+            yield from _defined(here, rest[0])
+
+
+def _defined(name: str, attribute: str) -> Iterator[Unit | str]:
+    """What a project module calls so, through re-exports."""
+    if in_engine(f"{name}.{attribute}"):
+        return
+    module = source.read(name)
+    if attribute in module.bindings:
+        yield Unit(name, attribute)
+    elif attribute not in module.imports:
+        raise LadderError(f"{module.path}: `{attribute}` is not defined there, so it cannot be "
+                          "followed")  # fmt: skip
+    for further, inner in module.imports.get(attribute, ()):
+        if not is_ours(further):
+            yield further.partition(".")[0]
+        elif inner and not is_module(f"{further}.{inner}"):
+            yield from _defined(further, inner)
+        elif not in_engine(f"{further}.{inner}"):
+            raise LadderError(f"{module.path}: the module `{attribute}` is imported from there, "
+                              "which cannot be followed; import it where it is used")  # fmt: skip
+
+
+# By registries
+
+
+def _choices(
+    nodes: list[ast.AST], steady: set[str], module: source.Module, imports: Imports
+) -> dict[str, set[Choice]]:
+    """Registries whose every use here is a subscript by a parameter: name -> the choices."""
+    uses: dict[str, set[Choice | None]] = {}
+    subscripted: set[ast.AST] = set()
+    for node in nodes:  # what holds an expression comes before it
+        match node:
+            case ast.Subscript(value=ast.Name(id=name) as whole, slice=index):
+                subscripted.add(whole)
+                uses.setdefault(name, set()).add(_choice(name, index, steady, module, imports))
+            case ast.Name(id=name) if node not in subscripted:
+                uses.setdefault(name, set()).add(None)
+    return {name: {*filter(None, each)} for name, each in uses.items() if None not in each}
+
+
+def _choice(
+    name: str, index: ast.expr, steady: set[str], module: source.Module, imports: Imports
+) -> Choice | None:
+    own = {(module.name, name)} if name in module.bindings else set()
+    [*origins] = imports.get(name, own)
+    match index:
+        case ast.Name(id=parameter):
+            attribute = ""
+        case ast.Attribute(value=ast.Name(id=parameter), attr=attribute):
+            pass
+        case _:
+            return None
+    if len(origins) != 1 or parameter not in steady:
+        return None
+    place, original = origins[0]
+    if is_ours(place) and original and not is_module(f"{place}.{original}"):
+        for target in _defined(place, original):
+            if isinstance(target, Unit) and source.entries(source.read(target.module), target.name):
+                return Choice(target, parameter, attribute)
+    return None

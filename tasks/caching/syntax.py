@@ -1,0 +1,171 @@
+"""What a piece of source says, as a syntax tree: what it binds, imports and names.
+
+Nothing is run.  Comments, docstrings, annotations of functions and formatting do not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import symtable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.caching.basics import LadderError
+
+DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+Imports = dict[str, set[tuple[str, str]]]  # name -> each (module, attribute or "") it may come from
+
+
+class _Cleaner(ast.NodeTransformer):
+    """Drops what changes no result: docstrings, and annotations of functions and variables.
+
+    A class keeps the annotations in its body, which make a model's fields.  Those of a tuple or
+    dataclass are kept as texts: they name its fields, but their types do nothing.
+    """
+
+    annotations = "dropped"
+
+    def _scope(self, node: Any, annotations: str) -> Any:
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+        outer, self.annotations = self.annotations, annotations
+        self.generic_visit(node)
+        self.annotations = outer
+        return node
+
+    def visit_FunctionDef(self, node: Any) -> Any:
+        node.returns = None
+        return self._scope(node, "dropped")
+
+    visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815 - the library's name
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
+        kinds = [ast.unparse(each) for each in (*node.bases, *node.decorator_list)]
+        as_texts = any("NamedTuple" in kind or "dataclass" in kind for kind in kinds)
+        return self._scope(node, "texts" if as_texts else "kept")
+
+    def visit_arg(self, node: ast.arg) -> Any:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
+        self.generic_visit(node)
+        if self.annotations == "dropped":
+            return node.value and ast.copy_location(ast.Assign([node.target], node.value), node)
+        if self.annotations == "texts":
+            node.annotation = ast.Constant(ast.unparse(node.annotation))
+        return node
+
+
+def cleaned(tree: ast.Module) -> ast.Module:
+    """The tree itself, without what changes no result; what is left keeps its line numbers."""
+    _Cleaner().visit(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt) and getattr(node, "body", None) == []:
+            node.body = [ast.Pass()]  # type: ignore[attr-defined] # it has one: just looked
+    return tree
+
+
+def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """All that runs when a module is imported, but for the bodies of its classes."""
+    yield node
+    if not isinstance(node, DEFINITION):
+        for child in ast.iter_child_nodes(node):
+            yield from outside_functions(child)
+
+
+def imports_among(nodes: Iterable[ast.AST], module: str, path: str) -> Imports:
+    """Where names lead.  One that several imports bind, as in `try: ... except`, may be any."""
+    found: Imports = {}
+    for node in nodes:
+        match node:
+            case ast.Import(names=names):
+                for alias in names:
+                    whole = alias.name if alias.asname else alias.name.partition(".")[0]
+                    found.setdefault(alias.asname or whole, set()).add((whole, ""))
+            case ast.ImportFrom(names=names, level=level):
+                source = node.module or ""
+                if level:  # a package's own module counts as one of its modules
+                    inner = f"{module}." if Path(path).name == "__init__.py" else module
+                    package = inner.rsplit(".", level)[0]
+                    source = f"{package}.{source}" if source else package
+                for alias in names:
+                    if alias.name == "*":
+                        refuse(f"`from {source} import *`", path, node.lineno)
+                    found.setdefault(alias.asname or alias.name, set()).add((source, alias.name))
+    return found
+
+
+def touched(statement: ast.stmt, imports: Imports) -> set[str]:
+    """The names that a top-level statement makes or may change."""
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return {name}
+        case ast.Import() | ast.ImportFrom():
+            return set()
+        case (
+            ast.Assign(targets=[ast.Name(id=name)])
+            | ast.AnnAssign(target=ast.Name(id=name))
+            # LOSSES["l1"] = l1 changes LOSSES, not l1 ...
+            | ast.Assign(targets=[ast.Subscript(value=ast.Name(id=name))])
+        ):
+            changed = {name}
+            for node in ast.walk(statement):
+                match node:  # ... and so does old = LOSSES.pop("l1")
+                    case ast.Call(func=ast.Attribute(value=ast.Name(id=owner))):
+                        changed |= {owner} - imports.keys()
+            return changed
+        case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
+            return set()  # the script's entry is no part of the module
+    # Anything else, such as a loop that fills a dict, may change all it names.
+    nodes = list(ast.walk(statement))
+    return {
+        *(node.id for node in nodes if isinstance(node, ast.Name)),
+        *(node.name for node in nodes if isinstance(node, DEFINITION)),
+        *imports_among(outside_functions(statement), "", ""),
+    }
+
+
+def _tables(text: str) -> list[symtable.SymbolTable]:
+    """Python's own symbol tables of a piece of module-level code, the outermost first."""
+    tables = [symtable.symtable(text, "<unit>", "exec")]
+    for table in tables:
+        tables += table.get_children()
+    return tables
+
+
+def global_names(text: str, module: set[str]) -> set[str]:
+    """The names that a piece of module-level code takes from its module."""
+    top, *tables = _tables(text)
+    names = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
+    for table in tables:
+        names |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+        if table.get_type() == "class":  # its body may read a module's name before it binds it
+            names |= module & {each.get_name() for each in table.get_symbols()}
+    return names
+
+
+def steady(text: str, parameters: tuple[str, ...]) -> set[str]:
+    """The parameters that are throughout what a function was given: never bound anew or hidden."""
+    tables = _tables(text) if parameters else []
+    symbols = [symbol for table in tables for symbol in table.get_symbols()]
+    scopes = Counter(symbol.get_name() for symbol in symbols if symbol.is_local())
+    anew = {each.get_name() for each in symbols if each.is_assigned() or each.is_imported()}
+    return {name for name in parameters if scopes[name] == 1 and name not in anew}
+
+
+def chains(nodes: list[ast.AST], name: str) -> list[tuple[str, ...]]:
+    """How a name is used: `losses.one_hot(...)` gives ("one_hot",), a bare `losses` gives ()."""
+    found: dict[ast.AST, tuple[str, ...]] = {}
+    for node in nodes:  # what holds an expression comes before it
+        if isinstance(node, ast.Attribute):
+            found[node.value] = (node.attr, *found.get(node, ()))
+    return [found.get(each, ()) for each in nodes if isinstance(each, ast.Name) and each.id == name]
+
+
+def refuse(what: str, path: str, line: int) -> None:
+    """Raise LadderError for code that cannot be followed."""
+    raise LadderError(f"{path}:{line}: {what} cannot be followed, so a change behind it "
+                      "would be missed; name the function, or put it in a dict")  # fmt: skip
