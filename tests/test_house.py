@@ -135,13 +135,13 @@ def test_every_chapter_is_in_the_reading_order() -> None:
     assert {path.stem for path in (ROOT / "tasks/caching").glob("*.py")} == {*ENGINE, "__init__"}
 
 
-@pytest.mark.parametrize("wing", CHAPTERS)
+@pytest.mark.parametrize("wing", [*CHAPTERS, "caching"])
 def test_a_wing_says_in_which_order_to_read_it(wing: str) -> None:
     """Its `__init__` is a docstring that names every chapter, in the order of imports."""
     module = ast.parse((ROOT / "tasks" / wing / "__init__.py").read_text())
     [docstring] = module.body
     text = ast.literal_eval(docstring.value).partition("Read in this order")[2]
-    assert re.findall(r"`(\w+)`", text) == CHAPTERS[wing]
+    assert re.findall(r"`(\w+)`", text) == (CHAPTERS | {"caching": ENGINE})[wing]
 
 
 def test_chapters_with_stages_are_imported_before_a_stage_begins() -> None:
