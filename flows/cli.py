@@ -5,13 +5,10 @@ Torch and Prefect take seconds to import, so each command imports what it needs.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib.metadata
 import io
 import json as jsonlib
-import os
-import random
 import signal
 import sys
 from dataclasses import asdict
@@ -22,7 +19,8 @@ import cyclopts
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from flows.endings import blamed, briefly, refuse_bytes, say, stop, stop_without_server
+from flows.climb import climb, planned_by, tame_prefect
+from flows.endings import blamed, briefly, refuse_bytes, say, stop
 from flows.options import Dataset, Given, Options, whole
 from flows.parameters import Stage
 from flows.quick import Memory, mark_cached
@@ -34,16 +32,8 @@ from tasks.caching.basics import (
     shortened,
     shown,
 )
-from tasks.caching.places import find_place
 from tasks.rungs.limits import allowed
 from tasks.rungs.toml import read_small
-
-CHAPTERS = (  # those with stages
-    "tasks.images.decode",
-    "tasks.rungs.baseline",
-    "tasks.rungs.train",
-    "tasks.report.page",
-)
 
 
 class _App(cyclopts.App):
@@ -93,7 +83,7 @@ def run(
             display.states |= dict.fromkeys(known.stages, "cached")
             news = mark_cached(folder)
         else:
-            folder = _climb(dataset, options, display, audit, memory, verbose=verbose)
+            folder = climb(dataset, options, display, audit, memory, verbose=verbose)
             news = True
     if memory and news:
         memory.keep(folder, list(display.states))
@@ -121,79 +111,6 @@ def _memory(dataset: Given, options: Options) -> Memory | None:
     return Memory(data_root().resolve(), place.folder, given)
 
 
-def _climb(
-    dataset: Given,
-    options: Options,
-    display: Any,
-    audit: int,
-    memory: Memory | None,
-    *,
-    verbose: bool,
-) -> Path:
-    """Run the flow, unless its plan shows that nothing is to be done.  Gives the report's folder.
-
-    The first run with these options starts a server without waiting for that plan.
-    """
-    from flows.server import TemporaryServer
-    from tasks.caching import process
-
-    _tame_prefect(verbose)
-    process.warm_up(*CHAPTERS)  # it imports torch and these, while this process does
-    server = TemporaryServer(stop_without_server)
-    if memory:
-        if memory.is_first:
-            server.begin()
-        memory.look()
-    display.wait("looking at what has changed")
-    with memory.watching() if memory else contextlib.nullcontext():
-        parameters = options.parameters(dataset)
-        planned = _plan(parameters)
-    return _run(planned, parameters, display, audit, server)
-
-
-def _run(
-    planned: list[Any], parameters: dict[str, Any], display: Any, audit: int, server: Any
-) -> Path:
-    hits = [each.stage for each in planned if each.state == "cached" and each.comparable]
-    audited = random.sample(hits, min(audit, len(hits)))
-    if all(each.state == "cached" for each in planned) and not audited:
-        from tasks.caching.store import Store
-        from tasks.report.publish import place as put
-
-        store = Store((data_root() / "cache").resolve())
-        place = find_place(parameters["dataset"], parameters["name"])
-        refs = {}
-        for each in planned:
-            display.states[each.stage] = "cached"
-            refs[each.stage] = each.ref
-            if each.changes and place:
-                # Going back to what is stored is a last time, too, for the next plan's reasons.
-                with contextlib.suppress(LadderError):  # a read-only store still serves
-                    store.remember(
-                        place.home,
-                        each.stage,
-                        {**each.look.memory(), "seconds": each.seconds},
-                    )
-        outcomes = {name: ref.outcome for name, ref in refs.items()}
-        return put(refs["report"], outcomes, store.root)
-
-    display.wait("starting Prefect")
-    from flows.ladder import PLANNED, ladder
-    from tasks.caching.orchestration import AUDIT, OBSERVER
-
-    OBSERVER.set(display)
-    AUDIT.set(tuple(audited))
-    PLANNED.set(planned)
-    with server.use():
-        return Path(ladder(**parameters))
-
-
-def _plan(parameters: dict[str, Any]) -> list[Any]:
-    from flows import ladder
-
-    return ladder.plan(parameters)
-
-
 @app.command
 def plan(
     dataset: Dataset = "sample",
@@ -205,8 +122,8 @@ def plan(
     """Say of every stage whether it would run, and why.  Runs nothing."""
     from flows.console import print_plan
 
-    _tame_prefect(verbose=False)
-    planned = _plan(options.parameters(dataset))
+    tame_prefect(verbose=False)
+    planned = planned_by(options.parameters(dataset))
     if json:
         stages = [
             {"stage": p.stage, "state": p.state, "why": list(p.why), "seconds": p.seconds}
@@ -229,9 +146,9 @@ def why(
     """Show all that goes into one stage's key, and what differs from the last time."""
     from flows.console import print_why
 
-    _tame_prefect(verbose=False)
+    tame_prefect(verbose=False)
     allowed("stage", Stage, stage)
-    planned = {each.stage: each for each in _plan(options.parameters(dataset))}
+    planned = {each.stage: each for each in planned_by(options.parameters(dataset))}
     if stage not in planned:
         near = difflib.get_close_matches(stage, planned, n=1, cutoff=0.3)
         hint = f"did you mean '{near[0]}'?" if near else "`stepladder plan` shows all"
@@ -254,7 +171,7 @@ def debug(
     pdb: Annotated[bool, Parameter(help="Open Python's debugger where it fails")] = False,
 ) -> None:
     """Call one stage's bare function in this process, on its stored inputs; store nothing."""
-    _tame_prefect(verbose=False)
+    tame_prefect(verbose=False)
     from flows.debug import brief
     from flows.debug import debug as call
 
@@ -427,17 +344,6 @@ def main() -> None:
 def start() -> None:
     """The command `stepladder`: `main`, as quickly begun and ended as can be."""
     briefly(main)
-
-
-def _tame_prefect(verbose: bool) -> None:
-    """Keep Prefect's log off the terminal unless asked for; the server gets it all the same.
-
-    Must come before Prefect is imported.
-    """
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    if not verbose:
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import datetime
-import difflib
 import fnmatch
 import inspect
 import shlex
@@ -20,6 +19,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.datasets import find_dataset
 from flows.parameters import (
     Command,
     Dataset,
@@ -32,14 +32,13 @@ from flows.parameters import (
     within_limits,
 )
 from tasks.caching import machine
-from tasks.caching.basics import LadderError, clean, data_root, shown
+from tasks.caching.basics import LadderError, data_root, shown
 from tasks.caching.call import Settings, matches
 from tasks.caching.orchestration import Orchestrated, begin
-from tasks.caching.places import Place, candidates, find_place
+from tasks.caching.places import Place, find_place
 from tasks.caching.plan import Planned, asleep
 from tasks.caching.session import Session
 from tasks.images.decode import decode
-from tasks.images.fetch import RESERVED, fetch
 from tasks.images.scan import scan
 from tasks.report.artifacts import announce
 from tasks.report.page import report
@@ -116,37 +115,6 @@ def ladder(
         data.skipped, left_out(chosen.values()), place.home,
     )  # fmt: skip
     return publish(session, page)
-
-
-def find_dataset(dataset: str, name: str = "") -> Place:
-    """A dataset: a path, or a name under the data root; which it is.  Raises LadderError."""
-    if place := find_place(dataset, name):
-        return place
-    if dataset == "sample":
-        fetch(dataset, data_root())  # it needs no network
-        return find_dataset(dataset, name)
-    raise LadderError(why_missing(dataset))
-
-
-def why_missing(dataset: str) -> str:
-    """In words, why a dataset's folder is not there, and what to do."""
-    for path in candidates(dataset):
-        if path.is_symlink() and not path.exists():
-            return f"{clean(path)} is a broken link: mend or remove it"
-        if path.exists():
-            return (f"{clean(path)} is no folder of images; "
-                    "`stepladder fetch NAME --from FILE` unpacks an archive")  # fmt: skip
-    if dataset == "mnist":
-        hint = "`stepladder fetch mnist` brings it"
-    else:
-        there = [each.name for each in data_root().glob("[!.]*/") if each.name not in RESERVED]
-        names = ["sample", "mnist", *there]
-        near = [name for name in names if name.casefold() == dataset.casefold()]
-        near = near or difflib.get_close_matches(dataset, names, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else (
-            "give the path of a folder with training/ and testing/, each with a folder per class"
-        )  # fmt: skip
-    return f"no dataset {shown(dataset)} under {data_root()} or here; {hint}"
 
 
 def run_name(parameters: dict[str, Any]) -> str:

@@ -36,8 +36,8 @@ _OPAQUE = {
 # ... nor of what comes from these modules while another is imported.
 _CHANGING = {"time", "datetime", "random", "secrets", "uuid", "getpass", "pwd", "tempfile"}
 _TOOLS = (
-    "tasks.caching", "flows.cli", "flows.console", "flows.debug", "flows.endings", "flows.options",
-    "flows.quick", "flows.reports", "flows.results", "flows.server", "flows.watch",
+    "tasks.caching", "flows.cli", "flows.climb", "flows.console", "flows.debug", "flows.endings",
+    "flows.options", "flows.quick", "flows.reports", "flows.results", "flows.server", "flows.watch",
 )  # fmt: skip
 _IMPORTABLE = {"", *importlib.machinery.all_suffixes(), ".egg", ".zip"}
 _ENVIRON = type(os.environ)

@@ -320,8 +320,8 @@ def test_bash_still_completes_paths(tmp_path: Path) -> None:
 def test_zsh_completes_paths_too() -> None:
     """Where a dataset, a report, an archive or recipes come, files are offered."""
     script = cli.app.generate_completion(shell="zsh")
-    assert len(re.findall(r"'[12]:[^\n]*:_files' ", script)) == 6
-    assert len(re.findall(r"'\*--(recipes|from)\[[^\n]*:_files' ", script)) == 4
+    assert len(re.findall(r"'[12]:[^\n]*:_files' ", script)) == 7
+    assert len(re.findall(r"'\*--(recipes|from)\[[^\n]*:_files' ", script)) == 5
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli
+from flows import climb
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = {  # the wings and their chapters, in reading order
@@ -150,7 +150,7 @@ def test_chapters_with_stages_are_imported_before_a_stage_begins() -> None:
         f"tasks.{each}" for each in ORDER
         if "\n@stage" in (ROOT / f"tasks/{each.replace('.', '/')}.py").read_text()
     }  # fmt: skip
-    assert {*cli.CHAPTERS} == having
+    assert {*climb.CHAPTERS} == having
 
 
 def test_constraints_pin_every_dependency_exactly() -> None:

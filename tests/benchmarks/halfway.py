@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flows.cli import CHAPTERS
+from flows.climb import CHAPTERS
 from flows.endings import briefly
 from tasks.caching import process
 

@@ -1,0 +1,40 @@
+"""Which dataset a run is about, and what to do where it is not there."""
+
+from __future__ import annotations
+
+import difflib
+
+from tasks.caching.basics import LadderError, clean, data_root, shown
+from tasks.caching.places import Place, candidates, find_place
+from tasks.images.fetch import RESERVED, fetch
+
+
+def find_dataset(dataset: str, name: str = "") -> Place:
+    """A dataset: a path, or a name under the data root; which it is.  Raises LadderError."""
+    if place := find_place(dataset, name):
+        return place
+    if dataset == "sample":
+        fetch(dataset, data_root())  # it needs no network
+        return find_dataset(dataset, name)
+    raise LadderError(why_missing(dataset))
+
+
+def why_missing(dataset: str) -> str:
+    """In words, why a dataset's folder is not there, and what to do."""
+    for path in candidates(dataset):
+        if path.is_symlink() and not path.exists():
+            return f"{clean(path)} is a broken link: mend or remove it"
+        if path.exists():
+            return (f"{clean(path)} is no folder of images; "
+                    "`stepladder fetch NAME --from FILE` unpacks an archive")  # fmt: skip
+    if dataset == "mnist":
+        hint = "`stepladder fetch mnist` brings it"
+    else:
+        there = [each.name for each in data_root().glob("[!.]*/") if each.name not in RESERVED]
+        names = ["sample", "mnist", *there]
+        near = [name for name in names if name.casefold() == dataset.casefold()]
+        near = near or difflib.get_close_matches(dataset, names, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else (
+            "give the path of a folder with training/ and testing/, each with a folder per class"
+        )  # fmt: skip
+    return f"no dataset {shown(dataset)} under {data_root()} or here; {hint}"
