@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,18 +66,42 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return "bytes" if isinstance(val, bytes) else None
 
 
-def memory() -> Path | None:
-    """A folder in memory, where there is one with room: a disk that is busy can take minutes."""
-    folder = Path("/dev/shm")
-    roomy = os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 2e9
-    return folder if roomy else None
+@contextlib.contextmanager
+def memory(root: Path = Path("/dev/shm")) -> Iterator[Path]:
+    """A folder in memory, where there is one with room: a disk that is busy can take minutes.
+
+    What killed tests have left there goes first, whose lock nobody holds any more.
+    """
+    for left in root.glob("stepladder-tests-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 60:  # else it may be about to be locked
+                os.close(locked(left))
+                shutil.rmtree(left)
+    roomy = os.access(root, os.W_OK) and shutil.disk_usage(root).free > 2e9
+    with tempfile.TemporaryDirectory("", "stepladder-tests-", root if roomy else None) as folder:
+        lock = locked(Path(folder))
+        try:
+            yield Path(folder)
+        finally:
+            os.close(lock)
+
+
+def locked(folder: Path) -> int:
+    """A descriptor that holds a folder's lock.  Raises OSError where another process does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[PrefectServer]:
     """The one Prefect server of all tests that need one."""
-    with tempfile.TemporaryDirectory(dir=memory()) as home:
-        server = PrefectServer(Path(home))
+    with memory() as home:
+        server = PrefectServer(home)
         try:
             server.wait()
             yield server
@@ -113,8 +140,8 @@ def mnist() -> Iterator[Path]:
     """MNIST's 70,000 files, unpacked once; not to be written to."""
     if not MNIST.is_file():
         pytest.skip(f"{MNIST} is not there")
-    with tempfile.TemporaryDirectory(dir=memory()) as folder:
-        yield fetch("mnist", Path(folder), str(MNIST), MNIST_SHA256)
+    with memory() as folder:
+        yield fetch("mnist", folder, str(MNIST), MNIST_SHA256)
 
 
 @pytest.fixture

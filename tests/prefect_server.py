@@ -17,6 +17,14 @@ ENTRY = re.compile(r"^(?=\d\d:\d\d:\d\d\.\d{3} \| )", re.MULTILINE)
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # Prefect's own lines and uvicorn's, and what both print below them.
 ERROR = re.compile(r"^.*\b(?:ERROR|CRITICAL)\b.*|^Traceback.*|^[\w.]+(?:Error|Exception)\b.*", re.M)
+LEASHED = """
+import os, runpy, threading
+def watch():
+    os.read(0, 1)
+    os.kill(os.getpid(), 15)
+threading.Thread(target=watch, daemon=True).start()
+runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+"""
 # On a busy disk; the worker sends the next one seconds later.
 ALLOWED = re.compile(r"heartbeat persistence failed.*database is locked", re.DOTALL)
 # What looks around every minute does so every other second: a test waits for it.
@@ -35,6 +43,11 @@ def errors_in(log: str) -> list[str]:
 def errors_of(process: int) -> list[str]:
     """Those of a server that runs, by what its standard error is."""
     return errors_in(Path(f"/proc/{process}/fd/2").read_text())
+
+
+def leashed(*arguments: str) -> list[str]:
+    """Prefect's command, which ends with whoever holds its standard input, killed or not."""
+    return [sys.executable, "-c", LEASHED, *arguments]
 
 
 class PrefectServer:
@@ -56,11 +69,10 @@ class PrefectServer:
             **{f"PREFECT_SERVER_SERVICES_{name}": "2" for name in LOOPS},
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
-        command = [sys.executable, "-m", "prefect", "server", "start"]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(port)],
-                env=environment, stdout=log, stderr=subprocess.STDOUT,
+                leashed("server", "start", "--host", "127.0.0.1", "--port", str(port)),
+                env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         self.environment = {**environment, "PREFECT_API_URL": self.url}
 

@@ -7,7 +7,6 @@ import itertools
 import json
 import shutil
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_server import PrefectServer
+from prefect_server import PrefectServer, leashed
 from shell import Shell
 from sklearn.datasets import load_digits
 
@@ -353,7 +352,7 @@ def test_a_deployment_runs_on_a_worker_and_its_schedule_fires(project: Project) 
         prefect("concurrency-limit", "create", "train", "1")
         assert limited("train") == {"train"}
     worker = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "worker", "start", "--pool", "stepladder"],
+        leashed("worker", "start", "--pool", "stepladder"), stdin=subprocess.PIPE,
         cwd=project.root, env=project.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:

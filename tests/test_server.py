@@ -12,9 +12,10 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from conftest import memory
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_server import PrefectServer, errors_in, errors_of
+from prefect_server import PrefectServer, errors_in, errors_of, leashed
 
 from flows.server import TemporaryServer, _is_here
 from tasks.caching.basics import LadderError
@@ -167,6 +168,22 @@ def test_a_server_that_cannot_be_reached_is_one_line(
     assert words in said
     assert "\n" not in said
     assert "secret" not in said
+
+
+def test_nothing_outlives_killed_tests(tmp_path: Path) -> None:
+    """Their server and worker end with them, and the next tests clear away what lay in memory."""
+    ended = subprocess.run(leashed("server", "start"), stdin=subprocess.DEVNULL, check=False)
+    assert ended.returncode == -signal.SIGTERM
+
+    left = tmp_path / "stepladder-tests-killed"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    with memory(tmp_path) as here:
+        assert not left.exists()
+        os.utime(here, (0, 0))
+        with memory(tmp_path):
+            assert here.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_servers_log_is_read_for_errors() -> None:
