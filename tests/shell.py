@@ -73,6 +73,8 @@ def start(
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, stream in enumerate(streams, 1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
+    if environment.get("TMPDIR") == os.environ.get("TMPDIR"):  # what it leaves goes with `streams`
+        environment["TMPDIR"] = tempfile.tempdir = os.path.dirname(streams[0])  # noqa: PTH120
     os.environ.update(environment)
     os.chdir(folder)
     sys.path[0] = folder
