@@ -26,8 +26,10 @@ Dataset = Annotated[Given, Parameter(help="A folder's name under the data root, 
 def whole(_kind: Any, tokens: Any) -> int:
     """A whole number as people write it: 3, and neither 3.5 (cyclopts would round it) nor 0x3."""
     text = tokens[0].value
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
         raise ValueError(f"{shown(text)} is not a whole number.")
+    if len(text) > 18:
+        raise ValueError(f"{shown(text)} is far too large.")
     return int(text)
 
 

@@ -88,7 +88,7 @@ def stepladder(
         ("run sample --seeds 1", 1, "crossed with --models"),
         ("plan sample --epochs 10001", 2, "Must be <= 10000."),
         ("plan sample --epochs 1.5", 2, "--epochs: '1.5' is not a whole number."),
-        (f"plan sample --epochs {'1' * 5000}", 2, "is not a whole number."),
+        (f"plan sample --epochs {'1' * 5000}", 2, "(5,000 characters) is far too large."),
         ("run sample --audit 1.5", 2, "--audit: '1.5' is not a whole number."),
         ("plan sample --epochs 2 --epochs 3", 2, "--epochs specified multiple times"),
         ("run -- -weird", 1, "no dataset '-weird'"),
