@@ -55,6 +55,33 @@ def plain(lines: list[str]) -> list[str]:
     return [re.sub(r"  # (noqa|type:).*", "", line).strip() for line in lines]
 
 
+def names_in(path: Path) -> set[str]:
+    """What a file defines: `function`, `Class`, `Class.method`, `CONSTANT`."""
+    found: set[str] = set()
+
+    def gather(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(prefix + node.name)
+                gather(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found.update(prefix + each.id for each in targets if isinstance(each, ast.Name))
+
+    gather(ast.parse(path.read_text()).body, "")
+    return found
+
+
+def test_the_walks_through_the_house_lead_through_rooms_that_are_there() -> None:
+    """Every file and function that CONTRIBUTING.md names exists."""
+    named = re.findall(
+        r"`((?:flows|tasks)/[\w/]+\.py):([\w.]+)`", (ROOT / "CONTRIBUTING.md").read_text()
+    )
+    assert len(named) > 30
+    for file, name in named:
+        assert name in names_in(ROOT / file), f"{file}:{name}"
+
+
 SNIPPETS = [block for block in blocks("POST.md") if block[0] == "python"]
 
 

@@ -144,6 +144,16 @@ def test_a_wing_says_in_which_order_to_read_it(wing: str) -> None:
     assert re.findall(r"`(\w+)`", text) == (CHAPTERS | {"caching": ENGINE})[wing]
 
 
+def test_flows_say_in_which_order_to_read_them() -> None:
+    """The docstring of `flows` names each of its files."""
+    text = ast.get_docstring(ast.parse((ROOT / "flows/__init__.py").read_text())) or ""
+    there = {path.stem for path in (ROOT / "flows").glob("*.py")} - {"__init__"}
+    assert {*re.findall(r"`(\w+)`", text.partition("Read in this order")[2])} - {
+        "run",
+        "plan",
+    } == there
+
+
 def test_chapters_with_stages_are_imported_before_a_stage_begins() -> None:
     """Else the process of each stage would import its chapter, for longer than most take."""
     having = {
