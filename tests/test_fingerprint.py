@@ -767,6 +767,16 @@ def test_a_project_around_or_below_a_site_folder_is_still_ours(
     assert package(source).keys() == {"fpstage.go", "fpown.own"}
 
 
+def test_a_package_without_its_distribution_is_told(package, tmp_path: Path) -> None:
+    """As when torch's folder alone was copied."""
+    folder = install(tmp_path / "vendor", "fpvendor")
+    shutil.rmtree(folder / "fpvendor-1.0.dist-info")
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    with pytest.raises(LadderError, match=r"import \*` in fpvendor, .*dist-info is missing"):
+        package(USES)
+
+
 def test_the_first_of_two_versions_counts(package, tmp_path: Path) -> None:
     """As in an environment over the system's packages."""
     for version in ("1.0", "2.0"):

@@ -93,9 +93,17 @@ def imports_among(nodes: Iterable[ast.AST], module: str, path: str) -> Imports:
                     source = f"{package}.{source}" if source else package
                 for alias in names:
                     if alias.name == "*":
-                        refuse(f"`from {source} import *`", path, node.lineno)
+                        what = f"`from {source} import *`{_unknown(module.partition('.')[0])}"
+                        refuse(what, path, node.lineno)
                     found.setdefault(alias.asname or alias.name, set()).add((source, alias.name))
     return found
+
+
+def _unknown(top: str) -> str:
+    """Why a package of other people's may be taken for ours."""
+    if not top or top in ("tasks", "flows"):
+        return ""
+    return f" in {top}, which counts as yours (its .dist-info is missing, or it is editable),"
 
 
 def touched(statement: ast.stmt, imports: Imports) -> set[str]:
