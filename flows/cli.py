@@ -156,7 +156,7 @@ def why(
     found = planned[stage]
     if json:
         facts = {"stage": stage, "state": found.state, "why": found.why, "changes": found.changes}
-        print(jsonlib.dumps({**facts, **found.look.memory(), "last": found.last}))
+        print(jsonlib.dumps({**facts, **found.look.to_remember(), "last": found.last}))
     else:
         print_why(found)
 

@@ -65,7 +65,7 @@ def _serve(planned: list[Any], place: Place | None) -> Path:
     for each in planned:
         if each.changes and place:
             # Going back to what is stored is a last time, too, for the next plan's reasons.
-            memory = {**each.look.memory(), "seconds": each.seconds}
+            memory = {**each.look.to_remember(), "seconds": each.seconds}
             with contextlib.suppress(LadderError):  # a read-only store still serves
                 store.remember(place.home, each.stage, memory)
     refs = {each.stage: each.ref for each in planned}

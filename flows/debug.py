@@ -12,9 +12,10 @@ from typing import Any
 
 from flows.ladder import ladder
 from tasks.caching.basics import LadderError, shown
-from tasks.caching.call import Call, Settings, load_inputs
+from tasks.caching.call import Call, Settings
+from tasks.caching.compute import load_inputs
 from tasks.caching.plan import Asleep
-from tasks.caching.refs import Pending, inputs_of
+from tasks.caching.refs import inputs_of
 from tasks.caching.session import opening
 from tasks.caching.stage import Run, Stage
 
@@ -48,7 +49,7 @@ def debug(stage: str, parameters: dict[str, Any]) -> Any:
         near = difflib.get_close_matches(stage, found, n=1, cutoff=0.3)
         hint = f"did you mean '{near[0]}'?" if near else "`stepladder plan` shows all"
         raise LadderError(f"no stage {shown(stage)}, {hint}")
-    waits = [each.label for each in inputs_of(call.arguments) if isinstance(each, Pending)]
+    waits = [each.label for each in inputs_of(call.arguments) if not each.digest]
     if waits:
         more = f" and {len(waits) - 3} more" if len(waits) > 3 else ""
         raise LadderError(f"{stage} takes what {', '.join(waits[:3])}{more} must give first: "

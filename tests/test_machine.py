@@ -57,7 +57,7 @@ def test_many_tensors_are_mapped_and_no_file_stays_open(
         )
         value = [stack, torch.full((3,), number), Weights({"w": torch.ones(number + 1)}, {})]
         store.put("stage", key_of(str(number)), value, 1.0, {})
-    names = {path.name for path in store.file_paths()}
+    names = {path.name for path in store.files.paths()}
     taken = fill(200, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     for _ in range(12):
         os.close(taken.pop())

@@ -29,7 +29,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from tasks.caching.cues import Code, Inputs, Look, Parameters, Versions
-from tasks.caching.refs import Pending
+from tasks.caching.refs import Ref
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"
@@ -71,12 +71,12 @@ def reasons(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         ]  # fmt: skip
         return Look(cues, inputs.names)
 
-    last = json.loads(json.dumps(look(before).memory(), sort_keys=True))
+    last = json.loads(json.dumps(look(before).to_remember(), sort_keys=True))
     return [*look(now).differences(last, Path())]
 
 
 CAT, DOG, FOX = (Given(f"decode[training/{name}]") for name in ("cat", "dog", "fox"))
-NEWS = Pending("decode[training/owl]")
+NEWS = Ref("decode[training/owl]")
 LONG = "x" * 200
 
 

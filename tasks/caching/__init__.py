@@ -30,13 +30,13 @@ Ground: `basics` errors, texts for a terminal, files of others, writing whole or
 meant; `locks` turns among processes.
 
 What is stored: `records` checksummed JSON; `values` tensors as Arrow and safetensors files;
-`store` all of it under keys; `refs` what stands for it.
+`files` named by their content; `store` all of it under keys; `refs` what stands for it.
 
 What a result depends on: `origins` whose a module is; `syntax` what a piece of source says;
 `source` a module's pieces; `reach` what a piece leads to; `memory` what it is in memory;
 `fingerprint` all of it; `differences` data's changes in words; `cues` deciding and explaining.
 
-What happens: `bodies` where bodies run; `stage` the decorator; `call` looked up, or computed;
-`session` in this process; `plan` looked up only; `served` and `process` a fork server's processes;
-`orchestration` all that is said to Prefect; `upkeep` of the store.
+What happens: `bodies` where bodies run; `stage` the decorator; `call` looked up, or had computed;
+`compute` what a body does; `session` in this process; `plan` looked up only; `served` and `process`
+a fork server's processes; `orchestration` all that is said to Prefect; `upkeep` of the store.
 """

@@ -24,7 +24,7 @@ from tasks.caching.differences import (
 )
 from tasks.caching.fingerprint import fingerprint
 from tasks.caching.records import Record, digest_of
-from tasks.caching.refs import Pending, inputs_of, plain
+from tasks.caching.refs import inputs_of, plain
 from tasks.caching.store import FORMAT, Store
 
 FIRST = "has not run before"
@@ -129,7 +129,7 @@ class Inputs:
 
 def _changed(refs: list[Any], was: dict[str, str], root: Path) -> Iterator[str]:
     """In words, which inputs have other content; those that can say how do so."""
-    known = {each.label: each for each in refs if not isinstance(each, Pending)}
+    known = {each.label: each for each in refs if each.digest}
     changed = [each for label, each in known.items() if was.get(label, each.digest) != each.digest]
     silent = [each.label for each in changed if not hasattr(each, "explain")]
     for each in changed:
@@ -167,7 +167,7 @@ class Look:
         before = Before(last["ingredients"], last["names"], root)
         return tuple(words for cue in self._cues for words in cue.said(before))
 
-    def memory(self) -> Last:
+    def to_remember(self) -> Last:
         """What to remember for the next time."""
         return {"key": self.key, "ingredients": self.ingredients, "names": self.names}
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tasks.caching.call import Call, Settings
 from tasks.caching.cues import Look, waits_for
-from tasks.caching.refs import Pending, Ref, inputs_of
+from tasks.caching.refs import Ref, inputs_of
 from tasks.caching.session import Session, opening
 from tasks.caching.stage import SESSION, Stage
 
@@ -33,17 +33,17 @@ class Planned:
     comparable: bool = True  # whether its result would be the same in any run
 
 
-def look_up(call: Call) -> tuple[Ref | Pending, Planned]:
+def look_up(call: Call) -> tuple[Ref, Planned]:
     """What would become of a call, and what stands for its result."""
     seconds = call.last["seconds"] if call.last else None
-    waits = [each.label for each in inputs_of(call.arguments) if isinstance(each, Pending)]
+    waits = [each.label for each in inputs_of(call.arguments) if not each.digest]
     changes = call.changes()
     planned = functools.partial(Planned, call.name, look=call.look, last=call.last, changes=changes)
     if waits:
-        return Pending(call.name), planned("may run", (*changes, waits_for(waits)), seconds)
+        return Ref(call.name), planned("may run", (*changes, waits_for(waits)), seconds)
     record, why = call.find()
     if record is None:
-        return Pending(call.name), planned("will run", why, seconds)
+        return Ref(call.name), planned("will run", why, seconds)
     ref = call.ref(record, ())
     comparable = call.comparable(record, record.about.get("seen", ()))
     return ref, planned("cached", (), record.seconds, ref, comparable=comparable)

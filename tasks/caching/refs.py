@@ -36,20 +36,23 @@ class Input(Protocol):
 class Outcome:
     """What became of one stage in this run."""
 
-    state: str  # "ran" or "cached"
+    state: str  # "ran" or "cached"; "may run" where a plan cannot know
     why: tuple[str, ...]  # the reasons it ran; empty when cached
     seconds: float  # what computing it took, this time or when it was first stored
 
 
+NOT_YET = Outcome("may run", (), 0.0)
+
+
 @dataclass(frozen=True)
 class Ref:
-    """A stored result: what flows pass between stages instead of tensors."""
+    """A stored result; in a plan, also one that cannot be known before its stage has run."""
 
     label: str  # the stage's name, such as decode[training/7]
-    stage: str
-    key: str
-    digest: str  # of the content
-    outcome: Outcome
+    stage: str = ""
+    key: str = ""
+    digest: str = ""  # of the content; empty while that is not known
+    outcome: Outcome = NOT_YET
 
     def load(self, root: Path) -> Any:
         """The stored value, tensors mapped copy-on-write.  Raises DamagedError."""
@@ -61,20 +64,12 @@ class Ref:
         return store.load(record.value)
 
 
-@dataclass(frozen=True)
-class Pending:
-    """A result that a plan cannot know before its stage has run."""
-
-    label: str
-    digest: str = ""
-
-
 # Among a stage's arguments
 
 
 def is_input(value: Any) -> bool:
     """Whether an argument is a reference, to be loaded before the stage runs."""
-    return isinstance(value, Pending) or (hasattr(value, "digest") and hasattr(value, "load"))
+    return hasattr(value, "digest") and hasattr(value, "load")
 
 
 def inputs_of(value: Any) -> Iterator[Any]:

@@ -15,13 +15,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import operator
 import os
 import re
 import shutil
 import socket
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,16 +31,14 @@ from tasks.caching.basics import (
     DamagedError,
     LadderError,
     entries,
-    open_regular,
-    unreadable,
     unwritable,
     write_atomic,
 )
+from tasks.caching.files import Files, move_aside
 from tasks.caching.records import Record, digest_of
 
 FORMAT = 1  # raise it when files or keys change meaning: every older record then misses
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_YOUNG_NS = 50_000_000  # a file changed this close before it was checked may change again unseen
 
 
 class Store:
@@ -50,6 +46,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.files = Files(root / "files", root / "aside")
 
     # Records
 
@@ -67,7 +64,7 @@ class Store:
 
         def save(data: bytes | memoryview, suffix: str) -> str:
             name = values.content_name(data, suffix)
-            files[name] = self._save(name, data)
+            files[name] = self.files.save(name, data)
             return name
 
         tree = values.encode(value, save)
@@ -107,7 +104,7 @@ class Store:
             raise records.foreign(path)
         stale = False
         for name in names:
-            now = self._verify(name, body["files"][name], body["checked"], thorough)
+            now = self.files.verify(name, body["files"][name], body["checked"], thorough)
             stale |= now is not None
             body["files"][name] = now or body["files"][name]
         if stale:
@@ -141,14 +138,14 @@ class Store:
 
     def load(self, tree: Any) -> Any:
         """The value of a record's tree.  Raises as `values.load` does."""
-        return values.load(tree, self.root / "files")
+        return values.load(tree, self.files.folder)
 
     def set_aside(self, stage: str, key: str) -> None:
         """Move a damaged record and whichever of its files are damaged where nothing reads them."""
         path = self.record_path(stage, key)
         with contextlib.suppress(DamagedError):
             for name, signature in (records.read_body(path) or {"files": {}})["files"].items():
-                self._set_aside_damaged(self.root / "files" / name, signature)
+                self.files.set_aside_damaged(self.files.folder / name, signature)
         self._move_aside(path)
 
     def used(self, stage: str, key: str) -> None:
@@ -173,16 +170,6 @@ class Store:
         """A record without a look at its files.  Raises DamagedError."""
         body = records.read_body(path)
         return None if body is None else records.to_record(body)
-
-    def verify_files(self) -> Iterator[str]:
-        """Read all files; gives a line for each damaged one, which is set aside."""
-        for path in self.file_paths():
-            if complaint := self._set_aside_damaged(path, None):
-                yield complaint
-
-    def file_paths(self) -> list[Path]:
-        """Where all stored files lie; what has no name of ours is not touched, nor looked at."""
-        return [path for path in entries(self.root / "files") if records.NAME.fullmatch(path.name)]
 
     def memories(self) -> Iterator[dict[str, list[str]]]:
         """The input digests of each stage's last key."""
@@ -263,58 +250,8 @@ class Store:
     def _write_record(self, body: dict[str, Any]) -> None:
         write_atomic(self.record_path(body["stage"], body["key"]), records.checked(body))
 
-    def _set_aside_damaged(self, path: Path, signature: list[int] | None) -> str:
-        """Read a stored file; where it is there and damaged, move it away and say so."""
-        try:
-            self._verify(path.name, signature, 0, thorough=True)
-        except DamagedError as error:
-            if os.path.lexists(path):
-                self._move_aside(path)
-                return str(error)
-        return ""
-
     def _move_aside(self, path: Path) -> None:
-        """Move what lies in the cache under a name of ours, itself and not what it links to."""
-        aside = self.root / "aside"
-        with contextlib.suppress(OSError):
-            aside.mkdir(parents=True, exist_ok=True)
-            path.replace(aside / f"{time.time_ns()}-{path.name}")
-
-    def _verify(
-        self, name: str, signature: list[int] | None, checked: int, thorough: bool
-    ) -> list[int] | None:
-        """Hold a file against its record; returns its stat where content had to be read for that.
-
-        Without a signature, against its name alone.
-        Raises DamagedError, and LadderError for what cannot be read now.
-        """
-        path = self.root / "files" / name
-        try:
-            now = _signature(path)
-            settled = checked - now[2] > _YOUNG_NS
-            if now == signature and settled and not thorough:
-                return None
-            with open_regular(path) as (file, _status):
-                if signature and now[0] != signature[0]:
-                    raise DamagedError(f"{path} has {now[0]} bytes, {signature[0]} were stored")
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            raise DamagedError(f"{path} is missing") from None
-        except OSError as error:
-            raise unreadable(path, error) from error
-        if digest != name.partition(".")[0]:
-            raise DamagedError(f"{path} is damaged: its content no longer matches its name")
-        return now
-
-    def _save(self, name: str, data: bytes | memoryview) -> list[int]:
-        path = self.root / "files" / name
-        try:
-            self._verify(name, [len(data)], 0, thorough=True)
-        except DamagedError:
-            if os.path.isdir(path):  # noqa: PTH112 - which raises nothing
-                self._move_aside(path)  # all else is replaced in one step
-            write_atomic(path, data)
-        return _signature(path)
+        move_aside(path, self.root / "aside")
 
 
 def _without(ingredients: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
@@ -328,10 +265,3 @@ def _modified(path: Path) -> int:
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_mtime_ns
     return 0
-
-
-def _signature(path: Path) -> list[int]:
-    status = path.stat()
-    # A stat of what is no regular file equals none that was stored: it is looked at again.
-    size = status.st_size if stat.S_ISREG(status.st_mode) else -1
-    return [size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

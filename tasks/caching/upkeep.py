@@ -61,7 +61,7 @@ def held(store: Store) -> list[Held]:
 
 def verify(store: Store) -> Iterator[str]:
     """Read everything again; gives a line for each damaged file or record, which is set aside."""
-    yield from store.verify_files()
+    yield from store.files.verify_all()
     for path in store.record_paths():
         try:
             store.get(path.parent.name, path.stem)
@@ -163,7 +163,7 @@ def _unnamed(store: Store, kept: list[Held], gone: list[Held]) -> Iterator[Path]
     """
     named = {name for each in kept for name in each.record.files}
     freed = {name for each in gone for name in each.record.files}
-    for path in store.file_paths():
+    for path in store.files.paths():
         if path.name not in named and (path.name in freed or _age(path) > _HOUR):
             yield path
     inputs = [_inputs(each) for each in kept] + list(store.memories())

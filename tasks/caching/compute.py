@@ -1,0 +1,111 @@
+"""What a body does: load a stage's inputs, call its function, store what it returns."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.caching.basics import DamagedError, LadderError
+from tasks.caching.call import Settings
+from tasks.caching.refs import Ref, inputs_of, is_input
+from tasks.caching.stage import Run, Stage, nothing
+from tasks.caching.store import Store
+from tasks.caching.values import content_digest
+
+
+@dataclass(frozen=True)
+class _Watched(Run):
+    """A Run that notes what of it a stage looks at."""
+
+    seen: set[str] = field(default_factory=set)
+
+    def __getattribute__(self, name: str) -> Any:
+        super().__getattribute__("seen").add(name)
+        return super().__getattribute__(name)
+
+
+def run_body(
+    where: tuple[str, str, str],
+    arguments: dict[str, Any],
+    key: str,
+    settings: Settings,
+    purpose: str,
+    *,
+    progress: Callable[..., None],
+    cores: int,
+) -> tuple[str, set[str]]:
+    """Run a stage in this process: load, call, store.
+
+    `purpose` is "store", "refresh" (store, and take nothing from earlier results) or "compare"
+    (take nothing and store nothing).  Gives the result's digest and what the stage saw of its Run.
+    Raises LadderError when the code here is not the code that the key was made from.
+    """
+    progress()
+    torch.set_num_threads(cores)
+    module, name, label = where
+    stage: Stage[Any, Any] = getattr(importlib.import_module(module), name)
+    look = stage.look(arguments)
+    if look.key != key:
+        raise LadderError(
+            "its code changed while the run went on, or a module's value is another each time it "
+            "is imported (a set's order, the time); run again, and if this stays, mend that"
+        )
+    store = Store(Path(settings.cache))
+    loaded = {name: load_inputs(item, store.root) for name, item in arguments.items()}
+    seen: set[str] = set()
+    last = store.last(settings.dataset, label) or {"key": ""}
+    earlier = functools.partial(
+        _earlier, store, stage.name, look.ingredients, last["key"], settings.began
+    )
+    run = _Watched(
+        seen=seen,
+        device=settings.device,
+        progress=progress,
+        scratch=store.scratch(key) if purpose == "store" else None,
+        outcomes={ref.label: ref.outcome for ref in inputs_of(arguments) if isinstance(ref, Ref)},
+        started=settings.started,
+        command=settings.command,
+        cache=store.root,
+        earlier=earlier if purpose == "store" else nothing,
+    )
+    if "run" in stage.signature.parameters:
+        loaded["run"] = run
+    start = time.perf_counter()
+    value = stage.fn(**loaded)
+    seconds = time.perf_counter() - start
+    if purpose == "compare":
+        return content_digest(value), seen
+    about = {"name": label, "device": settings.device, "seen": sorted(seen)}
+    record = store.put(stage.name, key, value, seconds, look.ingredients, about)
+    store.drop_scratch(key)
+    return record.digest, seen
+
+
+def _earlier(
+    store: Store, stage: str, ingredients: dict[str, Any], last: str, since: int, *but: str
+) -> Iterator[tuple[Any, Any]]:
+    """What `Run.earlier` gives, each verified before it is loaded; damaged ones are passed over."""
+    for was, record in store.earlier(stage, ingredients, *but, first=last, since=since):
+        with contextlib.suppress(DamagedError):
+            verified = store.get(stage, record.key)
+            if verified is not None:
+                yield was, store.load(verified.value)
+
+
+def load_inputs(value: Any, root: Path) -> Any:
+    """An argument with what its references stand for, from the store's folder."""
+    if is_input(value):
+        return value.load(root)
+    if isinstance(value, Mapping):
+        return {key: load_inputs(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [load_inputs(item, root) for item in value]
+    return value
