@@ -5,7 +5,6 @@ Torch and Prefect take seconds to import, so each command imports what it needs.
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import io
 import json as jsonlib
@@ -20,9 +19,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows.climb import climb, planned_by, tame_prefect
-from flows.endings import blamed, briefly, refuse_bytes, say, stop
+from flows.endings import Raised, blamed, briefly, refuse_bytes, say, stop
 from flows.options import Dataset, Given, Options, whole
-from flows.parameters import Stage
+from flows.parameters import Stage, meant
 from flows.quick import Memory, mark_cached
 from tasks.caching.basics import (
     LadderError,
@@ -150,8 +149,7 @@ def why(
     allowed("stage", Stage, stage)
     planned = {each.stage: each for each in planned_by(options.parameters(dataset))}
     if stage not in planned:
-        near = difflib.get_close_matches(stage, planned, n=1, cutoff=0.3)
-        hint = f"did you mean '{near[0]}'?" if near else "`stepladder plan` shows all"
+        hint = meant(stage, planned) or "`stepladder plan` shows all"
         raise LadderError(f"no stage {shown(stage)}, {hint}")
     found = planned[stage]
     if json:
@@ -172,15 +170,15 @@ def debug(
 ) -> None:
     """Call one stage's bare function in this process, on its stored inputs; store nothing."""
     tame_prefect(verbose=False)
-    from flows.debug import brief
-    from flows.debug import debug as call
+    from flows.debug import brief, prepare
 
     allowed("stage", Stage, stage)
+    body = prepare(stage, options.parameters(dataset))
     try:
-        print(brief(call(stage, options.parameters(dataset))))
+        print(brief(body()))
     except Exception as error:
         if not pdb:
-            raise
+            raise Raised(error) from None
         from pdb import post_mortem
 
         print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
@@ -319,6 +317,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal has no letters for, in escapes
             stream.reconfigure(errors="backslashreplace")
+    raised = None
     try:
         refuse_bytes(sys.argv[1:])
         try:
@@ -331,6 +330,8 @@ def main() -> None:
             text = f"There is no place for the argument {shown((error.unused_tokens or [''])[0])}."
         say(text if "Did you mean" in text else f"{text} `stepladder --help` says more.")
         sys.exit(2)
+    except Raised as debugged:
+        raised = debugged.error
     except (LadderError, StageError) as error:
         say(str(error))
         sys.exit(1)
@@ -339,6 +340,8 @@ def main() -> None:
     except OSError as error:  # of this machine: a disk, a limit, a right that is not there
         say(blamed(error))
         sys.exit(1)
+    if raised:  # with its own traceback, to whoever debugs, and to a debugger
+        raise raised
 
 
 def start() -> None:

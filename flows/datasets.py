@@ -27,8 +27,8 @@ def why_missing(dataset: str) -> str:
         if path.exists():
             return (f"{clean(path)} is no folder of images; "
                     "`stepladder fetch NAME --from FILE` unpacks an archive")  # fmt: skip
-    if dataset == "mnist":
-        hint = "`stepladder fetch mnist` brings it"
+    if dataset in ("sample", "mnist"):
+        hint = f"`stepladder fetch {dataset}` brings it"
     else:
         there = [each.name for each in data_root().glob("[!.]*/") if each.name not in RESERVED]
         names = ["sample", "mnist", *there]

@@ -7,10 +7,12 @@ and its bare function is called with them.  Nothing is stored.
 from __future__ import annotations
 
 import contextvars
-import difflib
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from flows.ladder import ladder
+from flows.parameters import meant
 from tasks.caching.basics import LadderError, shown
 from tasks.caching.call import Call, Settings
 from tasks.caching.compute import load_inputs
@@ -34,20 +36,18 @@ class _Looking(Asleep):
         return super().call(stage, name, arguments)
 
 
-def debug(stage: str, parameters: dict[str, Any]) -> Any:
-    """What a stage's bare function gives now, on its stored inputs, whether it is cached or not.
+def prepare(stage: str, parameters: dict[str, Any]) -> Callable[[], Any]:
+    """A stage's bare function with its stored inputs, to be called, whether it is cached or not.
 
     stage: its name as `plan` shows it.  parameters: those of the flow.
-    Raises LadderError where there is no such stage or an input is not stored yet, and whatever the
-    stage raises, as it is.
+    Raises LadderError where there is no such stage or an input is not stored yet.
     """
     found: dict[str, Call | None] = {}
     with opening(lambda settings: _Looking(stage, found, settings)):
         contextvars.copy_context().run(ladder.fn, **parameters)
     call = found.get(stage)
     if call is None:
-        near = difflib.get_close_matches(stage, found, n=1, cutoff=0.3)
-        hint = f"did you mean '{near[0]}'?" if near else "`stepladder plan` shows all"
+        hint = meant(stage, found) or "`stepladder plan` shows all"
         raise LadderError(f"no stage {shown(stage)}, {hint}")
     waits = [each.label for each in inputs_of(call.arguments) if not each.digest]
     if waits:
@@ -57,7 +57,7 @@ def debug(stage: str, parameters: dict[str, Any]) -> Any:
     arguments = {n: load_inputs(item, call.store.root) for n, item in call.arguments.items()}
     if "run" in call.stage.signature.parameters:
         arguments["run"] = Run(device=call.settings.device, cache=call.store.root)
-    return call.stage.fn(**arguments)
+    return functools.partial(call.stage.fn, **arguments)
 
 
 def brief(value: Any, depth: int = 2) -> str:

@@ -18,6 +18,14 @@ from tasks.caching.basics import printable, redacted, shown, unreadable
 _KEPT = "what had finished is kept, the same command goes on from it"
 
 
+class Raised(Exception):  # noqa: N818 - the error is what it holds
+    """What a stage that is debugged has raised, which no line is to stand for."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def say(message: str) -> None:
     """Tell on standard error, without what could steer a terminal and without a URL's secrets."""
     with contextlib.suppress(OSError):  # nobody listens

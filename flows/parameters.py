@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
 from tasks.rungs.limits import Allowed, Text, allowed, number, one_of, whole
@@ -33,6 +34,13 @@ Refresh = Annotated[
 ]
 Stage = Annotated[str, Text("a stage's name as `stepladder plan` shows it", 1_000)]
 Command = Annotated[str, Text("a command line", 100_000, least=0)]
+
+
+def meant(stage: str, known: Collection[str]) -> str:
+    """In words, which stage may be meant by a name that none has; "" where none is near."""
+    alike = [name for name in known if name.partition("[")[0] == stage.partition("[")[0]]
+    near = difflib.get_close_matches(stage, alike or known, n=1, cutoff=0.3)
+    return f"did you mean '{near[0]}'?" if near else ""
 
 
 def within_limits(function: Any, values: Mapping[str, Any]) -> list[Any]:

@@ -29,9 +29,13 @@ class StopHere(Exception):  # noqa: N818 - no error
 
 
 def climb(
-    data: Path, stop: str = "", tell: Callable[[Event], None] = lambda _event: None, **options: Any
+    data: Path,
+    stop: str = "",
+    tell: Callable[[Event], None] = lambda _event: None,
+    dataset: str = "tiny",
+    **options: Any,
 ) -> dict[str, Ref]:
-    """The flow's own body on the dataset `tiny`, up to a stage, with all bodies in this process.
+    """The flow's own body on a dataset, up to a stage, with all bodies in this process.
 
     Tells of each stage that runs, ran or was cached; gives the references by name.
     """
@@ -58,7 +62,7 @@ def climb(
         mock.patch.object(flow, "publish"),
         contextlib.suppress(StopHere),
     ):
-        flow.ladder.fn("tiny", **options)
+        flow.ladder.fn(dataset, **options)
     return done
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 from climbing import climb, write_tiny
 from PIL import Image
 
-from flows.debug import brief, debug
+from flows import cli
+from flows.debug import brief, prepare
 from flows.results import load
 from tasks.caching.basics import LadderError
 
@@ -34,22 +37,25 @@ def test_a_stage_is_called_here_on_what_is_stored(data: Path) -> None:
     options: dict[str, Any] = {"dataset": "tiny", "epochs": 2, "only": "linear, cross*"}
     climb(data, **{name: item for name, item in options.items() if name != "dataset"})
     before = files(data)
-    assert torch.equal(debug("mean[cat]", options), load("mean[cat]", "tiny"))
-    trained = debug("train[linear, cross_entropy, seed 0]", options)
+    assert torch.equal(prepare("mean[cat]", options)(), load("mean[cat]", "tiny"))
+    trained = prepare("train[linear, cross_entropy, seed 0]", options)()
     stored = load("train[linear, cross_entropy, seed 0]", "tiny")
     assert torch.equal(trained["probabilities"], stored["probabilities"])
     assert files(data) == before
 
 
-def test_what_a_stage_raises_comes_as_it_is(data: Path) -> None:
-    """From the line that raised it, not out of another process."""
+def test_what_a_stage_raises_comes_as_it_is(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of the command too, with its traceback, so that a debugger stops where it was raised."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["stepladder", "debug", CAT, "tiny"])
     path = data / "tiny/training/cat/3.png"
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(LadderError, match=r"3\.png") as caught:
-        debug(CAT, {"dataset": "tiny"})
+        cli.main()
     assert any(Path(entry.path).name == "decode.py" for entry in caught.traceback)
+    assert caught.value.__cause__ is None
     Image.new("L", (8, 8)).save(path)
-    assert brief(debug(CAT, {"dataset": "tiny"})).startswith(
+    assert brief(prepare(CAT, {"dataset": "tiny"})()).startswith(
         "{images: Tensor[12, 8, 8] torch.uint8"
     )
 
@@ -63,4 +69,4 @@ def test_what_a_stage_raises_comes_as_it_is(data: Path) -> None:
 )
 def test_what_cannot_be_called_says_why(data: Path, stage: str, said: str) -> None:
     with pytest.raises(LadderError, match=said):
-        debug(stage, {"dataset": "tiny"})
+        prepare(stage, {"dataset": "tiny"})
