@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import datetime
-import fnmatch
 import inspect
 import shlex
 from contextvars import ContextVar
@@ -44,9 +43,9 @@ from tasks.report.artifacts import announce
 from tasks.report.page import report
 from tasks.report.publish import publish
 from tasks.rungs.baseline import DISTANCES, baseline, mean
-from tasks.rungs.ladders import default_ladder, label, left_out
+from tasks.rungs.ladders import default_ladder, label, left_out, select
 from tasks.rungs.limits import Epochs, allowed
-from tasks.rungs.recipes import Recipe, Recipes
+from tasks.rungs.recipes import Recipes
 from tasks.rungs.train import train
 
 PLANNED: ContextVar[list[Planned] | None] = ContextVar("planned", default=None)  # of this run
@@ -137,7 +136,7 @@ def open_session(place: Place, device: str, refresh: list[str], command: str) ->
         Settings(
             cache=str((data_root() / "cache").resolve()),
             dataset=place.home,
-            device=find_device(device),
+            device=machine.find_device(device),
             refresh=tuple(refresh),
             started=now,
             command=command or command_of({**flow_run.parameters, "dataset": place.given}),
@@ -174,26 +173,3 @@ def plan(parameters: dict[str, Any]) -> list[Planned]:
                 f"--refresh {shown(glob)} matches no stage; `stepladder plan` shows them"
             )
     return planned
-
-
-def find_device(wanted: str) -> str:
-    """The device to train on, cpu or cuda.  Raises LadderError for a GPU that is not there."""
-    import torch
-
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise LadderError("--device cuda: torch sees no GPU here; use --device auto or cpu")
-    return "cuda" if there and wanted != "cpu" else "cpu"
-
-
-def select(recipes: list[Recipe], epochs: int | None, only: str) -> list[Recipe]:
-    """The recipes whose name matches the glob, with their epochs replaced where asked.
-
-    Raises LadderError when none matches.
-    """
-    named: dict[str, Any] = label(recipes)
-    kept = [recipe for name, recipe in named.items() if fnmatch.fnmatchcase(name, only)]
-    if not kept:
-        there = "; ".join([*named][:12]) + ("; ..." if len(named) > 12 else "")
-        raise LadderError(f"--only {shown(only)} matches no recipe; there are: {there}")
-    return [recipe.model_copy(update={"epochs": epochs}) if epochs else recipe for recipe in kept]

@@ -26,7 +26,7 @@ and `store.put` writes files first, the record last.
 Read in this order, which is the order of imports:
 
 Ground: `basics` errors, texts for a terminal, files of others, writing whole or not at all;
-`machine` cores, memory and open files; `yielding` threads that spin; `places` which dataset is
+`machine` cores, memory, files, a GPU; `yielding` threads that spin; `places` which dataset is
 meant; `locks` turns among processes.
 
 What is stored: `records` checksummed JSON; `values` tensors as Arrow and safetensors files;

@@ -1,4 +1,4 @@
-"""What this machine grants one process: cores, memory, open files.
+"""What this machine grants one process: cores, memory, open files, a GPU.
 
 As the kernel, its control groups and the user's own limits have it.
 """
@@ -193,3 +193,16 @@ def _text(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
+
+
+# GPU
+
+
+def find_device(wanted: str) -> str:
+    """The device to train on, cpu or cuda.  Raises LadderError for a GPU that is not there."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise LadderError("--device cuda: torch sees no GPU here; use --device auto or cpu")
+    return "cuda" if there and wanted != "cpu" else "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Strict
 
-from tasks.caching.basics import LadderError, printable
+from tasks.caching.basics import LadderError, printable, shown
 from tasks.rungs.limits import Allowed, Seed, naming
 from tasks.rungs.recipes import MOST_RECIPES, Recipe, each_validated, known, validated
 from tasks.rungs.toml import read_small, read_toml
@@ -134,3 +135,16 @@ def label(recipes: Sequence[Recipe]) -> dict[str, Recipe]:
             raise LadderError(f"recipe '{name}' is listed twice: drop one of them")
         labels[name] = recipe
     return labels
+
+
+def select(recipes: list[Recipe], epochs: int | None, only: str) -> list[Recipe]:
+    """The recipes whose name matches the glob, with their epochs replaced where asked.
+
+    Raises LadderError when none matches.
+    """
+    named: dict[str, Any] = label(recipes)
+    kept = [recipe for name, recipe in named.items() if fnmatch.fnmatchcase(name, only)]
+    if not kept:
+        there = "; ".join([*named][:12]) + ("; ..." if len(named) > 12 else "")
+        raise LadderError(f"--only {shown(only)} matches no recipe; there are: {there}")
+    return [recipe.model_copy(update={"epochs": epochs}) if epochs else recipe for recipe in kept]
