@@ -21,11 +21,12 @@ from cyclopts.validators import Number
 from flows.climb import climb, planned_by, tame_prefect
 from flows.endings import Raised, blamed, briefly, refuse_bytes, say, stop
 from flows.options import Dataset, Given, Options, whole
-from flows.parameters import Stage, meant
+from flows.parameters import Stage, no_stage
 from flows.quick import Memory, mark_cached
 from tasks.caching.basics import (
     LadderError,
     StageError,
+    cache_root,
     data_root,
     printable,
     shortened,
@@ -149,8 +150,7 @@ def why(
     allowed("stage", Stage, stage)
     planned = {each.stage: each for each in planned_by(options.parameters(dataset))}
     if stage not in planned:
-        hint = meant(stage, planned) or "`stepladder plan` shows all"
-        raise LadderError(f"no stage {shown(stage)}, {hint}")
+        raise no_stage(stage, planned)
     found = planned[stage]
     if json:
         facts = {"stage": stage, "state": found.state, "why": found.why, "changes": found.changes}
@@ -238,7 +238,7 @@ def gc(
 def _store() -> Any:
     from tasks.caching.store import Store
 
-    root = (data_root() / "cache").resolve()
+    root = cache_root()
     if not root.is_dir():
         raise LadderError(f"nothing is cached yet: there is no {root}; a run makes it")
     return Store(root)

@@ -15,7 +15,7 @@ from typing import Any
 from flows.endings import stop_without_server
 from flows.options import Given, Options
 from flows.quick import Memory
-from tasks.caching.basics import LadderError, data_root
+from tasks.caching.basics import LadderError, cache_root
 from tasks.caching.places import Place, find_place
 
 CHAPTERS = (  # those with stages
@@ -61,7 +61,7 @@ def _serve(planned: list[Any], place: Place | None) -> Path:
     from tasks.caching.store import Store
     from tasks.report.publish import place as put
 
-    store = Store((data_root() / "cache").resolve())
+    store = Store(cache_root())
     for each in planned:
         if each.changes and place:
             # Going back to what is stored is a last time, too, for the next plan's reasons.

@@ -12,28 +12,28 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.ladder import ladder
-from flows.parameters import meant
-from tasks.caching.basics import LadderError, shown
+from flows.parameters import no_stage
+from tasks.caching.basics import LadderError
 from tasks.caching.call import Call, Settings
 from tasks.caching.compute import load_inputs
-from tasks.caching.plan import Asleep
+from tasks.caching.differences import some
+from tasks.caching.plan import Asleep, look_up
 from tasks.caching.refs import inputs_of
 from tasks.caching.session import opening
 from tasks.caching.stage import Run, Stage
 
 
 class _Looking(Asleep):
-    """A plan that keeps the call of one stage."""
+    """A plan that keeps the calls."""
 
-    def __init__(self, wanted: str, found: dict[str, Call | None], settings: Settings) -> None:
+    def __init__(self, calls: dict[str, Call], settings: Settings) -> None:
         super().__init__([], settings)
-        self._wanted, self._found = wanted, found
+        self._calls = calls
 
     def call(self, stage: Stage[Any, Any], name: str, arguments: dict[str, Any]) -> Any:
-        """Look a stage up, and keep it where it is the one that is wanted."""
-        mine = name == self._wanted
-        self._found[name] = Call(stage, name, arguments, self.settings) if mine else None
-        return super().call(stage, name, arguments)
+        """Look a stage up, and keep its call."""
+        self._calls[name] = Call(stage, name, arguments, self.settings)
+        return look_up(self._calls[name])[0]
 
 
 def prepare(stage: str, parameters: dict[str, Any]) -> Callable[[], Any]:
@@ -42,17 +42,15 @@ def prepare(stage: str, parameters: dict[str, Any]) -> Callable[[], Any]:
     stage: its name as `plan` shows it.  parameters: those of the flow.
     Raises LadderError where there is no such stage or an input is not stored yet.
     """
-    found: dict[str, Call | None] = {}
-    with opening(lambda settings: _Looking(stage, found, settings)):
+    calls: dict[str, Call] = {}
+    with opening(lambda settings: _Looking(calls, settings)):
         contextvars.copy_context().run(ladder.fn, **parameters)
-    call = found.get(stage)
-    if call is None:
-        hint = meant(stage, found) or "`stepladder plan` shows all"
-        raise LadderError(f"no stage {shown(stage)}, {hint}")
+    if stage not in calls:
+        raise no_stage(stage, calls)
+    call = calls[stage]
     waits = [each.label for each in inputs_of(call.arguments) if not each.digest]
     if waits:
-        more = f" and {len(waits) - 3} more" if len(waits) > 3 else ""
-        raise LadderError(f"{stage} takes what {', '.join(waits[:3])}{more} must give first: "
+        raise LadderError(f"{stage} takes what {some(waits)} must give first: "
                           "`stepladder run`, with the same options, goes as far")  # fmt: skip
     arguments = {n: load_inputs(item, call.store.root) for n, item in call.arguments.items()}
     if "run" in call.stage.signature.parameters:

@@ -31,7 +31,7 @@ from flows.parameters import (
     within_limits,
 )
 from tasks.caching import machine
-from tasks.caching.basics import LadderError, data_root, shown
+from tasks.caching.basics import LadderError, cache_root, shown
 from tasks.caching.call import Settings, matches
 from tasks.caching.orchestration import Orchestrated, begin
 from tasks.caching.places import Place, find_place
@@ -134,7 +134,7 @@ def open_session(place: Place, device: str, refresh: list[str], command: str) ->
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     session = begin(
         Settings(
-            cache=str((data_root() / "cache").resolve()),
+            cache=str(cache_root()),
             dataset=place.home,
             device=machine.find_device(device),
             refresh=tuple(refresh),

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
+from tasks.caching.basics import LadderError, shown
 from tasks.rungs.limits import Allowed, Text, allowed, number, one_of, whole
 
 SIDE = range(1, 4_097)  # pixels
@@ -41,6 +42,12 @@ def meant(stage: str, known: Collection[str]) -> str:
     alike = [name for name in known if name.partition("[")[0] == stage.partition("[")[0]]
     near = difflib.get_close_matches(stage, alike or known, n=1, cutoff=0.3)
     return f"did you mean '{near[0]}'?" if near else ""
+
+
+def no_stage(stage: str, known: Collection[str]) -> LadderError:
+    """The error for a stage that a plan does not have."""
+    hint = meant(stage, known) or "`stepladder plan` shows all"
+    return LadderError(f"no stage {shown(stage)}, {hint}")
 
 
 def within_limits(function: Any, values: Mapping[str, Any]) -> list[Any]:

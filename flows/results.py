@@ -20,7 +20,7 @@ from typing import Any
 
 from flows.datasets import why_missing
 from flows.parameters import Dataset, Name, Stage, meant
-from tasks.caching.basics import DamagedError, LadderError, data_root, shown
+from tasks.caching.basics import DamagedError, LadderError, cache_root, shown
 from tasks.caching.places import Place, find_place
 from tasks.caching.records import Record
 from tasks.caching.store import Store
@@ -63,7 +63,7 @@ def _place(dataset: str | Path, name: str) -> tuple[Place, Store]:
     place = find_place(given, allowed("name", Name, name))
     if place is None:
         raise LadderError(why_missing(given))
-    return place, Store((data_root() / "cache").resolve())
+    return place, Store(cache_root())
 
 
 def _records(place: Place, store: Store) -> Iterator[Record]:

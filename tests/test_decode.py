@@ -32,7 +32,7 @@ from tasks.caching.values import Stack
 from tasks.images import canvas, folders, listings
 from tasks.images import decode as chapter
 from tasks.images import png as careful
-from tasks.images.canvas import decode_rows
+from tasks.images.canvas import Canvas
 from tasks.images.listings import Listing
 from tasks.images.plain import FEWEST, plain_images
 from tasks.images.png import ADAM7
@@ -42,6 +42,15 @@ decode = chapter.decode.fn
 HERE = Path("training/7")
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # thousands of files, gone at once
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def decode_rows(
+    data: list[bytes], names: list[str], folder: Path, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """images[N, H, W] or [N, H, W, 3] uint8 from the bytes of N files of one folder."""
+    canvas = Canvas(folder, names)
+    canvas.decode(range(len(names)), data, size)
+    return canvas.finished()
 
 
 def files_of(folder: Path, data: dict[str, bytes]) -> Files:

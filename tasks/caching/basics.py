@@ -55,6 +55,11 @@ def data_root() -> Path:
     return checkout if checkout.is_dir() else Path("data")
 
 
+def cache_root() -> Path:
+    """The folder of stored results, its links followed, so that all processes name it alike."""
+    return (data_root() / "cache").resolve()
+
+
 def expand(path: str) -> Path:
     """A path with ~ and ~user made out, where there is such a user."""
     try:

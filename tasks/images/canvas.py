@@ -23,15 +23,6 @@ from tasks.images.png import png
 FEW = 3  # images of another size are told one by one; more of them are summed up
 
 
-def decode_rows(
-    data: list[bytes], names: list[str], folder: Path, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """images[N, H, W] or [N, H, W, 3] uint8 from the bytes of N files of one folder."""
-    canvas = Canvas(folder, names)
-    canvas.decode(range(len(names)), data, size)
-    return canvas.finished()
-
-
 class Canvas:
     """The images of a folder to be, filled row by row, and what stands against it."""
 
