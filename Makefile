@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check faults bench pictures clean
+.PHONY: run test check faults production bench pictures reference clean
 
 run: .venv/ready
 	$(BIN)/stepladder run sample
@@ -25,9 +25,17 @@ bench: .venv/ready
 pictures: .venv/ready
 	$(BIN)/python -m tests.pictures
 
+# RECIPES.md, from the code.
+reference: .venv/ready
+	$(BIN)/python -m tests.reference
+
 # Hundreds of killed runs, damaged files and random edits instead of a few, and a table of them.
 faults: .venv/ready
-	STEPLADDER_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py tests/test_plan.py
+	STEPLADDER_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py tests/test_plan.py tests/test_registry.py
+
+# Machines that die under a real server and worker: some minutes.
+production: .venv/ready
+	STEPLADDER_PRODUCTION=full $(BIN)/python -m pytest tests/test_production.py tests/test_runners.py tests/test_nightly.py
 
 # Installed once; again only when what is installed has changed.
 .venv/ready: pyproject.toml constraints.txt

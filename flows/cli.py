@@ -1,4 +1,4 @@
-"""`stepladder run | plan | why | debug | open | compare | fetch | cache`: the command line.
+"""`stepladder look | run | plan | why | open | compare | models | predict | ...`: commands.
 
 Torch and Prefect take seconds to import, so each command imports what it needs.
 """
@@ -10,6 +10,7 @@ import io
 import json as jsonlib
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,18 +21,23 @@ from cyclopts.validators import Number
 
 from flows.climb import climb, planned_by, tame_prefect
 from flows.endings import Raised, blamed, briefly, refuse_bytes, say, stop
-from flows.options import Dataset, Given, Options, whole
+from flows.options import Dataset, Given, Options, offers, whole
+from flows.parameters import Dataset as DatasetText
 from flows.parameters import Stage, no_stage
 from flows.quick import Memory, mark_cached
 from tasks.caching.basics import (
     LadderError,
+    RungsError,
     StageError,
+    UsageError,
     cache_root,
     data_root,
+    digest_of_file,
     printable,
     shortened,
     shown,
 )
+from tasks.caching.places import Place
 from tasks.rungs.limits import allowed
 from tasks.rungs.toml import read_small
 
@@ -41,7 +47,12 @@ class _App(cyclopts.App):
         """Where the script knows nothing to offer, or files, the shell completes paths its way."""
         script = super().generate_completion(**asked)
         script = script.replace('COMPREPLY=( $(compgen -f -- "${cur}") )', "COMPREPLY=()")
-        return script.replace("complete -F", "complete -o bashdefault -o default -F")
+        script = script.replace("complete -F", "complete -o bashdefault -o default -F")
+        # What we offer may be given as a path as well.
+        script = script.replace("-f -a '(__fish_stepladder_complete)'",
+                                "-a '(__fish_stepladder_complete)'")  # fmt: skip
+        offered = "(( ${#_cyc_vals} )) && compadd -d _cyc_disp -a _cyc_vals\n"
+        return script.replace(offered, f"{offered}    _files\n")
 
 
 app = _App(
@@ -72,42 +83,76 @@ def run(
             validator=Number(gte=0),
         ),
     ] = 0,
+    runner: Annotated[
+        str | None,
+        Parameter(
+            help="Who performs the stages: local, or workers of dask, dask=ADDRESS, ray, "
+            "ray=ADDRESS; STEPLADDER_RUNNER says it once for all runs"
+        ),
+    ] = None,
 ) -> None:
     """Climb the ladder on a dataset and write its report; reuse whatever no change can reach."""
     from flows.console import Display, print_ladder
 
-    memory = _memory(dataset, options)
+    if runner:
+        from flows.runners import choose
+
+        choose(runner)
+    memory = _memory(_insist_on(dataset, options), options)
+    fallen: RungsError | None = None
     with Display(quiet=quiet) as display:
         if memory and not options.refresh and not audit and (known := memory.recall()):
             folder = known.folder
             display.states |= dict.fromkeys(known.stages, "cached")
             news = mark_cached(folder)
         else:
-            folder = climb(dataset, options, display, audit, memory, verbose=verbose)
+            try:
+                folder = climb(dataset, options, display, audit, memory, verbose=verbose)
+            except RungsError as error:
+                folder, fallen = error.folder, error
             news = True
-    if memory and news:
+    if memory and news and not fallen:
         memory.keep(folder, list(display.states))
     states = display.states
     ran = [stage for stage, state in states.items() if state == "ran"]
     if json:
+        from flows.reports import figures
+
         paths = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
         counts = {"ran": len(ran), "cached": len(states) - len(ran)}
-        print(jsonlib.dumps({**paths, "stages": counts, "ran": ran, "audited": display.audited}))
+        facts = {**paths, "stages": counts, "ran": ran, "audited": display.audited}
+        print(jsonlib.dumps(facts | figures(folder)))
     else:
         print_ladder(folder)
         print(f"stages: {len(ran)} ran, {len(states) - len(ran)} cached")
         if audit:
             print(f"audit: {len(display.audited)} computed again, all came out the same")
+    if fallen:
+        raise fallen
 
 
-def _memory(dataset: Given, options: Options) -> Memory | None:
-    """What an earlier run with these options may have left, to see at a glance that it holds."""
+def _insist_on(dataset: Given, options: Options) -> Place | None:
+    """The dataset's place; None where it is the sample and has yet to be made.
+
+    Raises LadderError for one that is not there, before anything slow is imported.
+    """
     place = options.place(str(dataset))
+    if place is None and str(dataset) != "sample":
+        from flows.datasets import why_missing
+
+        raise LadderError(why_missing(str(allowed("dataset", DatasetText, str(dataset)))))
+    return place
+
+
+def _memory(place: Place | None, options: Options) -> Memory | None:
+    """What an earlier run with these options may have left, to see at a glance that it holds."""
     if place is None:
         return None
-    given = {name: str(value) for name, value in asdict(options).items()}
+    given = {name: str(value) for name, value in asdict(options).items() if "timeout" not in name}
     if options.recipes:
         given["recipes"] = read_small(options.recipes).hex()
+    if options.labels:
+        given["labels"] = digest_of_file(options.labels.expanduser())
     return Memory(data_root().resolve(), place.folder, given)
 
 
@@ -118,10 +163,14 @@ def plan(
     *,
     options: Options = Options(),
     json: Annotated[bool, Parameter(help="Print one JSON object, no table")] = False,
+    graph: Annotated[
+        bool, Parameter(help="Print Mermaid, and on a terminal a tree, of what depends on what")
+    ] = False,
 ) -> None:
     """Say of every stage whether it would run, and why.  Runs nothing."""
-    from flows.console import print_plan
+    from flows.console import print_graph, print_plan
 
+    _insist_on(dataset, options)
     tame_prefect(verbose=False)
     planned = planned_by(options.parameters(dataset))
     if json:
@@ -130,14 +179,33 @@ def plan(
             for p in planned
         ]
         print(jsonlib.dumps({"stages": stages}))
+    elif graph:
+        print_graph(planned)
     else:
         print_plan(planned)
 
 
+_StageName = Annotated[
+    str,
+    Parameter(help="A stage's name as `plan` shows it, in quotes", completer=offers("stages")),
+]
+
+
+def _meant(dataset: Given) -> Given:
+    """A dataset; where none is given, that of the latest run, which is told, or the sample."""
+    if dataset:
+        return dataset
+    from flows.reports import dataset_of_latest
+
+    found = dataset_of_latest() or "sample"
+    print(f"of {printable(found)}; another dataset comes after the stage", file=sys.stderr)
+    return found
+
+
 @app.command
 def why(
-    stage: Annotated[str, Parameter(help="A stage's name as `plan` shows it, in quotes")],
-    dataset: Dataset = "sample",
+    stage: _StageName,
+    dataset: Dataset = "",
     /,
     *,
     options: Options = Options(),
@@ -146,8 +214,10 @@ def why(
     """Show all that goes into one stage's key, and what differs from the last time."""
     from flows.console import print_why
 
-    tame_prefect(verbose=False)
     allowed("stage", Stage, stage)
+    dataset = _meant(dataset)
+    _insist_on(dataset, options)
+    tame_prefect(verbose=False)
     planned = {each.stage: each for each in planned_by(options.parameters(dataset))}
     if stage not in planned:
         raise no_stage(stage, planned)
@@ -161,18 +231,20 @@ def why(
 
 @app.command
 def debug(
-    stage: Annotated[str, Parameter(help="A stage's name as `plan` shows it, in quotes")],
-    dataset: Dataset = "sample",
+    stage: _StageName,
+    dataset: Dataset = "",
     /,
     *,
     options: Options = Options(),
     pdb: Annotated[bool, Parameter(help="Open Python's debugger where it fails")] = False,
 ) -> None:
     """Call one stage's bare function in this process, on its stored inputs; store nothing."""
+    allowed("stage", Stage, stage)
+    dataset = _meant(dataset)
+    _insist_on(dataset, options)
     tame_prefect(verbose=False)
     from flows.debug import brief, prepare
 
-    allowed("stage", Stage, stage)
     body = prepare(stage, options.parameters(dataset))
     try:
         print(brief(body()))
@@ -194,9 +266,10 @@ app.command(cache)
 def cache_list() -> None:
     """List the stored results, the least recently used first."""
     from flows.console import print_store
-    from tasks.caching.upkeep import held
+    from tasks.caching.upkeep import held, users
 
-    print_store(held(_store()))
+    store = _store()
+    print_store(held(store), users(store))
 
 
 @cache.command
@@ -220,19 +293,59 @@ def gc(
     max_size: Annotated[
         str | None, Parameter(help="Keep other results too, up to a size such as 500MB")
     ] = None,
+    remote: Annotated[
+        int | None,
+        Parameter(
+            help="Instead, remove what was stored in STEPLADDER_REMOTE more than so many days ago",
+            converter=whole,
+        ),
+    ] = None,
 ) -> None:
     """Remove results that no kept report needs, and what killed runs left behind."""
     from tasks.caching import upkeep
 
+    if remote is not None:
+        records, files = _asked(lambda shared: shared.clear(remote))
+        print(f"removed {records} results, {files} files")
+        return
     if keep_last is None and max_size is None:
         raise LadderError("say what may go: --keep-last N reports, or --max-size 500MB")
     if keep_last is not None and keep_last < 1:
         raise LadderError(f"--keep-last is a number from 1, not {keep_last}")
-    size = 0 if max_size is None else upkeep.parse_size(max_size)
+    try:
+        size = 0 if max_size is None else upkeep.parse_size(max_size)
+    except LadderError as error:
+        raise UsageError(f"--max-size {error}") from None
     freed = upkeep.clear(_store(), keep_last=keep_last or 1, max_size=size)
     print(
         f"freed {freed.size / 1e6:.1f} MB: {freed.records} results, {freed.files} files and folders"
     )
+
+
+@cache.command
+def push() -> None:
+    """Send all that is stored to STEPLADDER_REMOTE, which other machines share."""
+    print(f"sent {_asked(lambda shared: shared.push(_store()))} results")
+
+
+@cache.command
+def pull() -> None:
+    """Fetch all that is in STEPLADDER_REMOTE; a run fetches what it needs by itself."""
+    from tasks.caching.store import Store
+
+    print(f"fetched {_asked(lambda shared: shared.pull(Store(cache_root()), say))} results")
+
+
+def _asked(ask: Callable[[Any], Any]) -> Any:
+    """What the shared store answers.  Raises LadderError where it does not."""
+    from tasks.caching.remote import in_words, insist_on_shared
+
+    shared = insist_on_shared()
+    try:
+        return ask(shared)
+    except (OSError, ValueError) as error:
+        said = f"the shared store {shared.name} does not answer: {in_words(error)}"
+        raise LadderError(said) from error
 
 
 def _store() -> Any:
@@ -276,7 +389,10 @@ def fetch(
 def open_(
     report: Annotated[
         Given,
-        Parameter(help="A dataset, a run or the beginning of its name; the latest if left out"),
+        Parameter(
+            help="A dataset, a run or the beginning of its name; the latest if left out",
+            completer=offers("runs"),
+        ),
     ] = "",
     /,
 ) -> None:
@@ -290,27 +406,45 @@ def open_(
 
 @app.command
 def compare(
-    before: Annotated[Given, Parameter(help="A run, the beginning of its name, or a dataset")],
-    now: Annotated[Given, Parameter(help="Another")],
+    before: Annotated[
+        Given,
+        Parameter(help="A run, the beginning of its name, or a dataset", completer=offers("runs")),
+    ],
+    now: Annotated[Given, Parameter(help="Another", completer=offers("runs"))],
     /,
     *,
     json: Annotated[bool, Parameter(help="Print one JSON object, no table")] = False,
 ) -> None:
-    """Hold two runs against each other: which rung moved, and whether beyond noise."""
-    from flows.reports import compare as hold_against
+    """Compare two runs: which rung moved, and whether beyond noise."""
+    from flows.reports import compare as compare_runs
     from flows.reports import print_comparison
 
-    compared = hold_against(str(before), str(now))
+    compared = compare_runs(str(before), str(now))
     if json:
         print(jsonlib.dumps(compared))
     else:
         print_comparison(compared)
 
 
+for place, name, told in (
+    ("flows.listing:datasets", "list", "List the datasets: their runs, accuracy, model in use."),
+    ("flows.look:look", "look", "Say what a folder holds, as a run would read it."),
+    ("flows.history:history", "history", "Show every kept run of a dataset; as a page too."),
+    ("flows.predict:predict", "predict", "Say what the model in use sees in images."),
+    ("flows.export:export", "export", "Write a model as a file that runs elsewhere."),
+    ("flows.serve:serve", "serve", "Run every night, here: server, schedule and runs in one."),
+    ("flows.alarms:alarms", "alarms", "Have a webhook called when a night goes wrong."),
+    ("flows.status:status", "status", "Say what is deployed, runs next, and how runs ended."),
+    ("flows.models:app", "models", "The models in use, and those that were."),
+):
+    app.command(place, name=name, help=told)
+
+
 def main() -> None:
     """Run the command line; mistakes end in one line, not in a traceback.
 
-    Exit status 2 is for what the command line cannot mean, 1 for what could not be done.
+    Exit status 2 is for a command line that is wrong in itself, 1 for what could not be done, 3 for
+    a run some of whose rungs failed.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -326,6 +460,8 @@ def main() -> None:
             print(end="", flush=True)  # here, what cannot be written is still told of
     except cyclopts.CycloptsError as error:
         text = shortened(" ".join(str(error).split()))
+        if 'value "gpu" for --device' in text:
+            text = text.replace('Did you mean "cpu"?', 'Did you mean "cuda"?')
         if isinstance(error, cyclopts.UnusedCliTokensError):
             text = f"There is no place for the argument {shown((error.unused_tokens or [''])[0])}."
         say(text if "Did you mean" in text else f"{text} `stepladder --help` says more.")
@@ -334,7 +470,7 @@ def main() -> None:
         raised = debugged.error
     except (LadderError, StageError) as error:
         say(str(error))
-        sys.exit(1)
+        sys.exit(_status(error))
     except BrokenPipeError:  # its reader has read enough
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # of this machine: a disk, a limit, a right that is not there
@@ -342,6 +478,13 @@ def main() -> None:
         sys.exit(1)
     if raised:  # with its own traceback, to whoever debugs, and to a debugger
         raise raised
+
+
+def _status(error: Exception) -> int:
+    """The exit status that an error ends with."""
+    if isinstance(error, RungsError):
+        return 3
+    return 2 if isinstance(error, UsageError) or str(error).startswith("--") else 1
 
 
 def start() -> None:

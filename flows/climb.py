@@ -7,8 +7,10 @@ else the flow runs, on a server of its own where there is none.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,13 @@ from tasks.caching.places import Place, find_place
 CHAPTERS = (  # those with stages
     "tasks.images.decode",
     "tasks.rungs.baseline",
+    "tasks.rungs.calibrate",
+    "tasks.rungs.familiar",
+    "tasks.rungs.measure",
+    "tasks.rungs.mirror",
     "tasks.rungs.train",
     "tasks.report.page",
+    "tasks.report.twins",
 )
 
 
@@ -53,13 +60,30 @@ def climb(
     with memory.watching() if memory else contextlib.nullcontext():
         parameters = options.parameters(dataset)
         planned = planned_by(parameters)
-    return _run(planned, parameters, display, audit, server)
+    folder = _run(planned, parameters, display, audit, server)
+    if memory and (place := find_place(parameters["dataset"], parameters["name"])):
+        memory.hold(_asked(place.home, display.states))
+    return folder
 
 
-def _serve(planned: list[Any], place: Place | None) -> Path:
+def _asked(dataset: str, stages: Iterable[str]) -> dict[str, str]:
+    """What the bodies that made the results of these stages asked for."""
+    from tasks.caching.store import Store
+
+    store = Store(cache_root())
+    asked: dict[str, str] = {}
+    for name in stages:
+        if last := store.last(dataset, name):
+            record = store.read_record(store.record_path(name.partition("[")[0], last["key"]))
+            asked |= record.about.get("asked", {}) if record else {}
+    return asked
+
+
+def _serve(planned: list[Any], place: Place | None, rule: Any) -> Path:
     """Place the stored report of a run in which every stage is cached."""
     from tasks.caching.store import Store
     from tasks.report.publish import place as put
+    from tasks.serving.candidate import consider
 
     store = Store(cache_root())
     for each in planned:
@@ -69,7 +93,7 @@ def _serve(planned: list[Any], place: Place | None) -> Path:
             with contextlib.suppress(LadderError):  # a read-only store still serves
                 store.remember(place.home, each.stage, memory)
     refs = {each.stage: each.ref for each in planned}
-    return put(refs["report"], {name: ref.outcome for name, ref in refs.items()}, store.root)
+    return put(refs["report"], refs, store.root, functools.partial(consider, rule=rule))
 
 
 def _run(
@@ -79,7 +103,8 @@ def _run(
     audited = random.sample(hits, min(audit, len(hits)))
     if all(each.state == "cached" for each in planned) and not audited:
         display.states |= {each.stage: "cached" for each in planned}
-        return _serve(planned, find_place(parameters["dataset"], parameters["name"]))
+        place = find_place(parameters["dataset"], parameters["name"])
+        return _serve(planned, place, parameters["promote_if"])
     display.wait("starting Prefect")
     from flows.ladder import PLANNED, ladder
     from tasks.caching.orchestration import AUDIT, OBSERVER

@@ -18,7 +18,14 @@ from rich.table import Column
 from rich.text import Text
 
 from tasks.caching.basics import printable
-from tasks.report.words import evidence, mark, per_hundred, skipped_in_brief
+from tasks.report.words import (
+    evidence,
+    give_or_take,
+    mark,
+    per_hundred,
+    skipped_in_brief,
+    without_a_seed,
+)
 
 if TYPE_CHECKING:
     from tasks.caching.plan import Planned
@@ -79,6 +86,7 @@ def cut(text: str, width: int) -> str:
     return f"{start}...{end}"
 
 
+PAUSE = 10  # seconds between two lines about a training, where there are no bars
 WIDE = 110  # columns of a terminal from which there is room for what a stage notes
 
 
@@ -144,9 +152,12 @@ class Display:
     def __init__(self, *, quiet: bool = False) -> None:
         self.states: dict[str, str] = {}  # stage -> "ran", "cached" or "failed"
         self.audited: list[str] = []  # stages that were computed again and came out the same
+        self._told: dict[str, float] = {}  # training -> when a line last told of it
         self._said: dict[str, str] = {}  # a reason too long to repeat -> the stage it stands at
         self._console = Terminal(stderr=True, quiet=quiet)
         bars = self._console.is_terminal and not self._console.is_dumb_terminal
+        if bars:  # a terminal that echoes Ctrl-C as ^C must not break a bar's line with it
+            self._console.width -= len("^C")
         self._progress = Progress(
             SpinnerColumn("line" if self._console.options.ascii_only else "dots"),
             Words(),
@@ -193,8 +204,12 @@ class Display:
             match event:
                 case "runs":
                     self._bars[name] = self._progress.add_task(name, total=None, note="")
+                    if name.startswith("train[") and self._progress.disable:
+                        self._told[name] = time.monotonic()
+                        self.say(f"starts     {name}")
                 case "progress":
                     done, total, note = (*facts["at"], "")[:3]
+                    self._tell_epoch(name, note)
                     self._progress.update(self._bars[name], completed=done, total=total, note=note)
                 case "audited":
                     self.audited.append(name)
@@ -205,7 +220,7 @@ class Display:
                     if name in self._bars:
                         self._progress.remove_task(self._bars.pop(name))
                     if event == "ran":
-                        from tasks.caching.cues import FIRST
+                        from tasks.caching.differences import FIRST
 
                         why = "; ".join(reason for reason in facts["why"] if reason != FIRST)
                         first = self._said.setdefault(why, name)
@@ -213,6 +228,13 @@ class Display:
                             why = f"as {first}"
                         if why or facts["seconds"] >= 0.05:  # else there is nothing to tell
                             self.say(f"{facts['seconds']:7.1f} s  {name}  {why}".rstrip())
+
+    def _tell_epoch(self, name: str, note: str) -> None:
+        """Without bars, a line for each epoch of a long training, one in ten seconds at most."""
+        now = time.monotonic()
+        if ": " in note and now - self._told.get(name, now) > PAUSE:
+            self._told[name] = now
+            self.say(f"           {name}  {note}")
 
     def progress(self, name: str) -> _Bar:
         """A bar of its own for work that is no stage, such as a download."""
@@ -254,6 +276,24 @@ def print_plan(planned: list[Planned]) -> None:
     )
 
 
+def print_graph(planned: list[Planned]) -> None:
+    """Which stage depends on which: on a terminal a tree; then Mermaid, which alone goes to files.
+
+    Red would run, amber may.
+    """
+    from tasks.report.graph import brief, mermaid, of_plan, tree
+
+    found = of_plan(planned)
+    if sys.stdout.isatty():
+        console = Terminal(soft_wrap=True)
+        for before, node in tree(found):
+            style = {"run": "red", "may": "yellow", "cached": "dim"}[node.tone] * bool(node.names)
+            line = Text(plain(before)).append(plain(f"{node.name}  {node.said}"), style=style)
+            console.print(line.append(plain(f"  {brief(node.reasons)}").rstrip(), style="dim"))
+        console.print()
+    print(mermaid(found), end="")
+
+
 def print_why(planned: Planned) -> None:
     """All ingredients of a stage's key, each with what it was the last time if it differs."""
     console = Terminal(soft_wrap=True)
@@ -283,12 +323,14 @@ def _ingredients(
     parameters: dict[str, Any] = {}
     for name, value in ingredients["parameters"].items():
         if isinstance(value, dict):
-            parameters |= {f"{name}.{field}": item for field, item in value.items()}
+            parameters |= {f"{name}.{field}": item for field, item in value.items()
+                           if not field.startswith("$")}  # fmt: skip
         elif not names.get(name):
             parameters[name] = value
     return {
         "code": ingredients["code"],
         "versions": ingredients["versions"],
+        "machine": {name: str(each) for name, each in ingredients.get("machine", {}).items()},
         "parameters": {
             name: json.dumps(value, ensure_ascii=False) for name, value in parameters.items()
         },
@@ -300,15 +342,16 @@ def _ingredients(
     }
 
 
-def print_store(records: list[Held]) -> None:
-    """Each stored result with its key, size, the seconds it took and when it was last of use."""
+def print_store(records: list[Held], users: dict[str, list[str]]) -> None:
+    """Each stored result: key, size, seconds it took, last use, and whose latest run it is of."""
     console = Terminal(soft_wrap=True)
     width = min(60, max((cell_len(plain(each.name)) for each in records), default=0))
     for each in records:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.used))
         size, seconds = f"{each.total / 1e6:.1f} MB", f"{each.record.seconds:.1f} s"
         line = (
-            f"{padded(each.name, width)}  {each.record.key[:8]}  {size:>10}  {seconds:>9}  {used}"
+            f"{padded(each.name, width)}  {each.record.key[:8]}  {size:>10}  {seconds:>9}  {used}  "
+            f"{', '.join(users.get(each.record.key, ['-']))}"
         )
         console.print(plain(line))
     files = {name: sign[0] for each in records for name, sign in each.record.files.items()}
@@ -328,23 +371,42 @@ def print_ladder(folder: Path) -> None:
         seconds = f"{entry['seconds']:.1f}" if "seconds" in entry else ""
         note = ", ".join(filter(None, [mark(results, label), "cached" * entry.get("cached", 0)]))
         span = f"{per_hundred(low, 1)}% to {per_hundred(high, 1)}%"
-        return [label, f"{per_hundred(accuracy)}%", span, *even, seconds, note]
+        share = f"{per_hundred(accuracy)}%{give_or_take(entry)}".replace("\N{NO-BREAK SPACE}", " ")
+        return [label, share, span, *even, seconds, note]
 
+    if split := results["dataset"].get("split"):
+        Terminal(soft_wrap=True).print(plain(f"split: {split}"))
     guessing = ["guessing", f"{results['random_baseline']:.2%}", *[""] * (len(head) - 2)]
     baselines = [row(each["label"], each, each["accuracy"]) for each in results["baselines"]]
     rungs = [row(each["label"], each, each["testing_accuracy"]) for each in results["rungs"]]
-    rows = [guessing, *baselines, *rungs]
+    fallen = [
+        [each["label"], *[""] * (len(head) - 2), "failed"] for each in without_a_seed(results)
+    ]
+    rows = [guessing, *baselines, *fallen, *rungs]
     best = (results["answer"] or {}).get("best")
     print_table(head, rows, next((n for n, each in enumerate(rows) if each[0] == best), -1))
     console = Terminal(soft_wrap=True)
     console.print()
-    for line in (*verdict(results), f"report: {folder / 'report.html'}"):
+    for line in (*verdict(results), *model_in_use(results), f"report: {folder / 'report.html'}"):
         console.print(plain(line))
+
+
+def model_in_use(results: dict[str, Any]) -> list[str]:
+    """Which of the dataset's models is in use, and why, unless that has changed since the run."""
+    from tasks.serving.registry import Registry
+
+    judged = results.get("promotion")
+    if not judged:
+        return []
+    used = Registry(results["dataset"]["home"]).current()
+    if (used and used["number"]) == judged["number"]:
+        return [judged["said"]]
+    return [f"Model {used['number']} is in use now."] if used else []
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
     """What the numbers say, and all that is to be known before they are believed, line by line."""
     left = skipped_in_brief(results["health"]["skipped"])
-    said = [results["headline"], *evidence(results)]
+    said = [results["headline"], *evidence(results), *results["dataset"]["converted"]]
     said += [f"warning: {each}" for each in results["warnings"]] + [left] * bool(left)
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in said]

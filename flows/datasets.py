@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from typing import Literal
 
 from tasks.caching.basics import LadderError, clean, data_root, shown
 from tasks.caching.places import Place, candidates, find_place
-from tasks.images.fetch import RESERVED, fetch
+from tasks.images.placing import RESERVED
 
 
 def find_dataset(dataset: str, name: str = "") -> Place:
@@ -14,9 +15,34 @@ def find_dataset(dataset: str, name: str = "") -> Place:
     if place := find_place(dataset, name):
         return place
     if dataset == "sample":
+        from tasks.images.fetch import fetch  # which takes a second to import
+
         fetch(dataset, data_root())  # it needs no network
         return find_dataset(dataset, name)
     raise LadderError(why_missing(dataset))
+
+
+def known() -> list[str]:
+    """The names of datasets: those that can be fetched, and those under the data root."""
+    there = [each.name for each in data_root().glob("[!.]*/") if each.name not in RESERVED]
+    return [*dict.fromkeys(["sample", "mnist", *sorted(there)])]
+
+
+def validates(
+    validation: float | Literal["testing"], *, is_given: bool
+) -> float | Literal["testing", "given"]:
+    """What a run validates with: images given for it, where there are any; else what was asked for.
+
+    Raises LadderError where a share of training was asked for beside such images.
+    """
+    if not is_given or validation == "testing":
+        return validation
+    if validation != 0.1:
+        raise LadderError(
+            f"--validation {validation}: the dataset has images for validation; leave this out, or "
+            "move them to those for training"
+        )
+    return "given"
 
 
 def why_missing(dataset: str) -> str:
@@ -30,11 +56,10 @@ def why_missing(dataset: str) -> str:
     if dataset in ("sample", "mnist"):
         hint = f"`stepladder fetch {dataset}` brings it"
     else:
-        there = [each.name for each in data_root().glob("[!.]*/") if each.name not in RESERVED]
-        names = ["sample", "mnist", *there]
+        names = known()
         near = [name for name in names if name.casefold() == dataset.casefold()]
         near = near or difflib.get_close_matches(dataset, names, n=1)
         hint = f"did you mean '{near[0]}'?" if near else (
-            "give the path of a folder with training/ and testing/, each with a folder per class"
+            "give the path of a folder with a folder of images per class"
         )  # fmt: skip
     return f"no dataset {shown(dataset)} under {data_root()} or here; {hint}"

@@ -15,10 +15,9 @@ from flows.ladder import ladder
 from flows.parameters import no_stage
 from tasks.caching.basics import LadderError
 from tasks.caching.call import Call, Settings
-from tasks.caching.compute import load_inputs
 from tasks.caching.differences import some
 from tasks.caching.plan import Asleep, look_up
-from tasks.caching.refs import inputs_of
+from tasks.caching.refs import inputs_of, loaded
 from tasks.caching.session import opening
 from tasks.caching.stage import Run, Stage
 
@@ -52,7 +51,7 @@ def prepare(stage: str, parameters: dict[str, Any]) -> Callable[[], Any]:
     if waits:
         raise LadderError(f"{stage} takes what {some(waits)} must give first: "
                           "`stepladder run`, with the same options, goes as far")  # fmt: skip
-    arguments = {n: load_inputs(item, call.store.root) for n, item in call.arguments.items()}
+    arguments = {n: loaded(item, call.store.root) for n, item in call.arguments.items()}
     if "run" in call.stage.signature.parameters:
         arguments["run"] = Run(device=call.settings.device, cache=call.store.root)
     return functools.partial(call.stage.fn, **arguments)

@@ -6,7 +6,10 @@ import atexit
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from gc import set_threshold
 from pathlib import Path
@@ -15,7 +18,7 @@ import cyclopts
 
 from tasks.caching.basics import printable, redacted, shown, unreadable
 
-_KEPT = "what had finished is kept, the same command goes on from it"
+KEPT = "what had finished is kept, the same command goes on from it"
 
 
 class Raised(Exception):  # noqa: N818 - the error is what it holds
@@ -24,6 +27,21 @@ class Raised(Exception):  # noqa: N818 - the error is what it holds
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def end_with_worker() -> None:
+    """End this process, a run's on a worker, soon after the worker has: nobody else would stop it.
+
+    Prefect's engine takes the signal as a crash, says so to the server and ends the stages.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def say(message: str) -> None:
@@ -52,12 +70,12 @@ def refuse_bytes(arguments: list[str]) -> None:
 
 def stop(number: int, _frame: object) -> None:
     """End at once: Prefect would go on asking a server that the same Ctrl-C has ended."""
-    _end(f"stopped; {_KEPT}", 128 + number)
+    _end(f"stopped; {KEPT}", 128 + number)
 
 
 def stop_without_server() -> None:
     """End at once: Prefect would go on asking for minutes."""
-    _end(f"Prefect's temporary server has ended (too little memory?); {_KEPT}", 1)
+    _end(f"Prefect's temporary server has ended (too little memory?); {KEPT}", 1)
 
 
 def _end(message: str, status: int) -> None:

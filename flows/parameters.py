@@ -16,11 +16,21 @@ Validation = Annotated[
     Annotated[float, number("", gt=0, lt=1)] | Literal["testing"],
     Allowed('neither a fraction between 0 and 1 nor "testing"'),
 ]
+Testing = Annotated[float, number("not a fraction between 0 and 1", gt=0, lt=1)]
 Size = Annotated[
     tuple[Side, Side],
     Allowed(
         f"not [height, width] in pixels, whole numbers from {SIDE[0]} to {SIDE[-1]:,}, as [28, 28]"
     ),
+]
+Fit = Annotated[Literal["crop", "pad", "stretch"], one_of("crop", "pad", "stretch")]
+Flag = Annotated[bool, Allowed("neither true nor false", strict=True)]
+Which = Annotated[Literal["auto", "post"], one_of("auto", "post")]
+PromoteIf = Annotated[
+    Literal["p<0.05", "better", "never", "always"], one_of("p<0.05", "better", "never", "always")
+]
+Fields = Annotated[
+    dict[str, Any], Allowed('not a table of recipe fields such as {"lr": [0.1, 0.01]}')
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], one_of("auto", "cpu", "cuda")]
 Dataset = Annotated[str, Text("a dataset's name or path", 4_096, least=0)]
@@ -34,7 +44,25 @@ Refresh = Annotated[
     ),
 ]
 Stage = Annotated[str, Text("a stage's name as `stepladder plan` shows it", 1_000)]
+Path = Annotated[str, Text("a file's path", 4_096, least=0)]
+Columns = Annotated[
+    dict[str, str],
+    Allowed('not a table of path, label and split to names of columns, such as {"path": "file"}'),
+]
+Pattern = Annotated[str, Text("a regular expression", 1_000, least=0)]
+Timeout = Annotated[
+    Annotated[str, Allowed("", pattern="^[1-9][0-9]{0,8}[smhd]$", strict=True)]
+    | Annotated[int, whole(1, 10**9)],
+    Allowed('no time such as "90s", "30m", "8h", or a whole number of seconds'),
+]
 Command = Annotated[str, Text("a command line", 100_000, least=0)]
+
+
+def seconds(timeout: str | int | None) -> int:
+    """The seconds of a Timeout; 0 where there is none."""
+    if not isinstance(timeout, str):
+        return timeout or 0
+    return int(timeout[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[timeout[-1]]
 
 
 def meant(stage: str, known: Collection[str]) -> str:

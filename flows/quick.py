@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 from flows.watch import Seen, Watch, importable
 from tasks.caching.basics import DamagedError, LadderError, pointed_at, read_regular, write_atomic
-from tasks.caching.machine import available_cores
-from tasks.images.layout import TESTING, TRAINING
+from tasks.caching.machine import available_cores, disk_of, processor, stat_tells
+from tasks.images.folders import JUNK
+from tasks.images.sides import folders_read
 
 _LARGEST = 1 << 24  # bytes of a memory: a name for each stage
 _YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
@@ -46,6 +47,8 @@ class Memory:
         self.data = data
         self._dataset = dataset
         self._options = options
+        told = [options.get(name, "None") for name in ("labels", "class_from")]
+        self._is_labelled = told != ["None", "None"]  # so its images may lie anywhere in it
         identity = json.dumps([str(dataset), options, _here()], sort_keys=True)
         name = hashlib.sha256(identity.encode()).hexdigest()[:24]
         self._path = data / "cache" / "quick" / f"{name}.json"
@@ -93,6 +96,20 @@ class Memory:
             pass
         return None
 
+    def hold(self, asked: dict[str, str]) -> None:
+        """Take what the run's bodies asked for to what its plan depends on."""
+        from tasks.caching.traces import changed, located
+
+        if self.seen is None or changed(asked):
+            self.seen = None
+            return
+        variables = [name[1:] for name in asked if name.startswith("$")]
+        paths = [located(name) for name in asked if not name.startswith("$")]
+        folders = [path for path in paths if os.path.isdir(path)]  # noqa: PTH112 - as the rest
+        files = [path for path in paths if path not in folders]
+        more = Seen(*map(dict.fromkeys, (files, folders, [], variables))).again(os.environ)
+        self.seen = Seen(*(one | other for one, other in zip(self.seen, more, strict=True)))
+
     def keep(self, folder: Path, stages: list[str]) -> None:
         """Write down the state that a finished run saw, when it began to look, and left."""
         if self._before is None or self.seen is None:
@@ -116,14 +133,17 @@ class Memory:
         """What a plan reads, as a digest, and when the latest of it changed, ns since the epoch."""
         try:
             sources = [*_stats(_PACKAGES / "tasks"), *_stats(_PACKAGES / "flows")]
-            images = list(_looked_at(self._dataset))
+            images = list(_looked_at(self._dataset, is_labelled=self._is_labelled))
+            if not all(stat_tells(Path(folder)) for folder, _rows in [*sources, *images]):
+                return None
+            disk = disk_of(self._dataset)
         except OSError:
             return None
         paths = [*dict.fromkeys(map(str, sys.path))]
         found = [importable(path) for path in paths]
         newest = max(max(row[2], row[3]) for _, rows in [*sources, *images] for row in rows)
         python = [sys.version, [*sys.flags], paths, [os.environ.get(name) for name in _ALWAYS]]
-        state = [python, found, self._options, sources, images]
+        state = [python, found, self._options, sources, images, disk]
         return _digest(state), newest
 
     def _writes(self, folder: Path) -> str:
@@ -146,6 +166,7 @@ def _here() -> list[Any]:
         sys.executable,
         machine.nodename,
         machine.machine,
+        processor(),
         os.getuid(),
         available_cores(),
     ]
@@ -171,21 +192,28 @@ def mark_cached(folder: Path) -> bool:
     return False
 
 
-def _looked_at(dataset: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
-    """As `_stats`, of what a scan looks at: a dataset's folder, its splits and their classes.
+def _looked_at(dataset: Path, *, is_labelled: bool) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """As `_stats`, of what a scan looks at: a dataset's folder, its splits or else all in it.
 
-    Other folders may hold anything: a home, millions of files, links that lead back up.
+    Beside splits other folders may hold anything: a home, millions of files.
     """
     yield from _stats(dataset, 0)
-    for split in (*TRAINING, *TESTING):
+    folders = [
+        entry.name
+        for entry in os.scandir(dataset)
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name.lower() not in JUNK
+    ]
+    for name in sorted(folders if is_labelled else folders_read(folders)):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            yield from _stats(dataset / split, 1)
+            yield from _stats(dataset / name, linked=1)
 
 
-def _stats(folder: Path, depth: int = 99) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+def _stats(
+    folder: Path, depth: int = 99, linked: int = 0
+) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
     """Every folder below, down to a depth, with (name, size, mtime, ctime, inode) of what is in it.
 
-    Sorted.  Raises OSError.
+    Sorted.  Links to folders are followed at the first `linked` levels.  Raises OSError.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     rows, inner = [], []
@@ -197,7 +225,7 @@ def _stats(folder: Path, depth: int = 99) -> Iterator[tuple[str, list[tuple[Any,
                 stat = os.stat(name, dir_fd=handle)
             except FileNotFoundError:
                 continue  # another process's temporary file, or a link that leads nowhere
-            if stat.st_mode & 0o170000 == 0o040000:
+            if stat.st_mode & 0o170000 == 0o040000 and (linked or not (folder / name).is_symlink()):
                 inner.append(name)
             rows.append((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
     finally:
@@ -205,7 +233,7 @@ def _stats(folder: Path, depth: int = 99) -> Iterator[tuple[str, list[tuple[Any,
     yield str(folder), rows
     for name in inner if depth else ():
         with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-            yield from _stats(folder / name, depth - 1)
+            yield from _stats(folder / name, depth - 1, max(0, linked - 1))
 
 
 def _digest(state: Any) -> str:

@@ -1,4 +1,4 @@
-"""Reports that are already there: find one, open it, hold two against each other."""
+"""Reports that are already there: find one, open it, compare two."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import os
+import shlex
 import sys
 import webbrowser
 from pathlib import Path
@@ -36,8 +37,7 @@ def find_report(run: str = "") -> Path:
     for folder in (path, path.parent) if run else ():
         if _is_file(folder / "results.json") and (folder == path or _is_file(path)):
             return folder.resolve()
-    reports = data_root() / "reports"
-    runs = sorted((run for home in entries(reports) for run in _runs(home)), key=_age)
+    reports, runs = data_root() / "reports", all_runs()
     if not runs:
         raise LadderError(f"no report under {reports} yet; `stepladder run sample` makes one")
     if not run:
@@ -59,6 +59,12 @@ def find_report(run: str = "") -> Path:
     names = ", ".join([*dict.fromkeys(known)][-12:])
     hint = f"did you mean '{near[0]}'?" if near else f"there are: {names}"
     raise LadderError(f"no report of a run {shown(run)}; {hint}")
+
+
+def all_runs() -> list[Path]:
+    """The folders of all reports, the latest last."""
+    homes = entries(data_root() / "reports")
+    return sorted((run for home in homes for run in _runs(home)), key=_age)
 
 
 def _find_home(run: str, homes: list[Path]) -> Path | None:
@@ -91,9 +97,46 @@ def _find_home(run: str, homes: list[Path]) -> Path | None:
 def _dataset_of(home: Path) -> dict[str, Any]:
     """What the latest report says of its dataset; nothing where it cannot be read."""
     try:
-        return dict(_results(_latest(home))["dataset"])
+        return dict(results_of(_latest(home))["dataset"])
     except (LadderError, LookupError, TypeError, ValueError):
         return {}
+
+
+def dataset_of_latest() -> str:
+    """What to call the dataset of the latest run of all, on a command line; "" where there is none.
+
+    Its path, where its folder does not lie under the data root.
+    """
+    runs = all_runs()
+    if not runs:
+        return ""
+    command = _results_or_nothing(runs[-1]).get("environment", {}).get("command", "")
+    words = shlex.split(command) if isinstance(command, str) else []
+    return words[2] if words[:2] == ["stepladder", "run"] and len(words) > 2 else ""
+
+
+def _results_or_nothing(folder: Path) -> dict[str, Any]:
+    try:
+        return results_of(folder)
+    except LadderError:
+        return {}
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """What `run --json` tells of a report: the verdict, each rung's figures, what was promoted."""
+    results = results_of(folder)
+    names = ("label", "testing_accuracy", "interval", "validation_accuracy", "seconds", "cached")
+    return {
+        "headline": results["headline"],
+        "best": (results["answer"] or {}).get("best"),
+        "rungs": [{name: rung[name] for name in names} for rung in results["rungs"]],
+        "baselines": [
+            {name: each[name] for name in ("label", "accuracy", "interval")}
+            for each in results["baselines"]
+        ],
+        "failed": {each["label"]: each["failed"] for each in results["failed"]},
+        "promotion": results.get("promotion"),
+    }
 
 
 def _latest(home: Path) -> Path:
@@ -144,20 +187,20 @@ def has_screen() -> bool:
 
 
 def compare(before: str, now: str) -> dict[str, Any]:
-    """Hold two runs against each other, each named as for `find_report`.
+    """Compare two runs, each named as for `find_report`.
 
     Gives what `tasks.report.comparison.comparison` gives, with the folders as "from" and "to".
     Raises LadderError for a run that is not there or cannot be compared.
     """
     folders = [find_report(run) for run in (before, now)]
     return {
-        **_comparison(*map(_results, folders)),
+        **_comparison(*map(results_of, folders)),
         "from": str(folders[0]),
         "to": str(folders[1]),
     }
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def results_of(folder: Path) -> dict[str, Any]:
     """A report's results.json.  Raises LadderError."""
     path = folder / "results.json"
     try:
@@ -192,7 +235,7 @@ def print_comparison(compared: dict[str, Any]) -> None:
             [row["label"], percent(row["before"]), percent(row["now"]), won, lost, moved(row)]
         )
     if compared["same_images"]:
-        images = "the same testing images, so each rung is held against itself image by image"
+        images = "the same testing images, so each rung is compared with itself image by image"
     else:
         images = "other testing images, so only intervals that do not touch count as moved"
     changes = [f"{row['label']}: {'; '.join(row['why'])}" for row in compared["rows"] if row["why"]]

@@ -1,13 +1,15 @@
 """A Prefect server for one run, for whoever has none: it starts while the run still imports torch.
 
 Prefect's own temporary server starts when the flow does, which then waits for it.  This one ends
-with its run, even one that is killed: it watches its standard input.  Run as a script, this file is
-the server.
+with its process, even one that is killed: it watches its standard input.  Loopback alone would
+protect nothing, as any web page that is open here may ask it: it answers only who knows its secret.
+Run as a script, this file is the server.
 """
 
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
 import fcntl
 import gc
@@ -15,6 +17,7 @@ import http.client
 import ipaddress
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -31,17 +34,32 @@ from urllib.parse import urlsplit
 from tasks.caching.basics import LadderError
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+# As Prefect starts its own.
+_FOR_ONE_RUN = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+}
 _PATIENCE = 180  # seconds; it is up in five, but not on a busy machine or with a new database
 
 
 class TemporaryServer:
     """Started by `begin`, used within `use`, and gone when this process ends."""
 
-    def __init__(self, lost: Callable[[], object] = lambda: None) -> None:
-        """`lost` is called, in a thread, when the server ends while it is used."""
+    def __init__(
+        self, lost: Callable[[], object] = lambda: None, port: int = 0, *, whole: bool = False
+    ) -> None:
+        """`lost` is called, in a thread, when the server ends while it is used.
+
+        A whole one has all of a server's services, such as its scheduler, and its pages; its
+        secret may be set, as Prefect's own server's.
+        """
         self._lost = lost
         self._process: subprocess.Popen[bytes] | None = None
-        self._port = 0
+        self._port = port  # 0 is a free one
+        self._whole = whole
+        own = os.environ.get("PREFECT_SERVER_API_AUTH_STRING") if whole else ""
+        self._secret = own or f"stepladder:{secrets.token_urlsafe(24)}"
         self._asking = threading.Thread(target=self._ask, daemon=True)
         self._failure: Exception | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this process
@@ -50,7 +68,7 @@ class TemporaryServer:
         """Start it, unless it has started or another server is named by the environment."""
         if self._process or os.environ.get("PREFECT_API_URL"):
             return
-        with socket.create_server(("127.0.0.1", 0)) as listening:
+        with self._listen() as listening:
             self._port = listening.getsockname()[1]
             self._process = subprocess.Popen(
                 [sys.executable, "-P", __file__, str(listening.fileno())],
@@ -58,11 +76,29 @@ class TemporaryServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                env={**os.environ, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"},
+                env={
+                    **os.environ,
+                    **({} if self._whole else _FOR_ONE_RUN),
+                    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+                    "PREFECT_UI_API_URL": f"http://127.0.0.1:{self._port}/api",
+                    "PREFECT_SERVER_API_AUTH_STRING": self._secret,
+                    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{self._port}",
+                },
                 start_new_session=True,  # Ctrl-C is for the run, which has yet to say good-bye
             )
-        atexit.register(self._end, self._process)  # after Prefect has sent what it still holds
+        # After Prefect has sent what it still holds.
+        atexit.register(self._end, self._process, 30 if self._whole else 5)
         self._asking.start()
+
+    def _listen(self) -> socket.socket:
+        """A socket on loopback.  Raises LadderError for a port that is taken."""
+        try:
+            return socket.create_server(("127.0.0.1", self._port))
+        except (OSError, OverflowError) as error:
+            raise LadderError(
+                f"port {self._port} cannot be had ({error}): --port 0 takes a free one, or set "
+                "PREFECT_API_URL to the server that has it"
+            ) from error
 
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:
@@ -87,6 +123,7 @@ class TemporaryServer:
         threading.Thread(target=self._watch, daemon=True).start()
         # Past the flow's end too: what Prefect still holds, it sends when this process ends.
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{self._port}/api"
+        os.environ["PREFECT_API_AUTH_STRING"] = self._secret
         _leave_proxies()
         refresh_global_settings_context()
         # Nobody watches this server for signs of life, and to stop giving them takes a second.
@@ -100,7 +137,9 @@ class TemporaryServer:
         """
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE)
-            connection.request("GET", "/api/admin/version")
+            known = base64.b64encode(self._secret.encode()).decode()
+            headers = {"authorization": f"Basic {known}"}
+            connection.request("GET", "/api/admin/version", headers=headers)
             connection.getresponse()
             connection.close()
         except (OSError, http.client.HTTPException) as error:
@@ -128,12 +167,22 @@ class TemporaryServer:
             self._lost()
 
     @staticmethod
-    def _end(process: subprocess.Popen[bytes]) -> None:
+    def _end(process: subprocess.Popen[bytes], patience: float = 5) -> None:
         """Let it end: what is still being written is soon done, or it goes on to do that alone."""
         assert process.stdin
         process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
+            process.wait(patience)
+
+
+def insist_on_server() -> None:
+    """See that Prefect knows a server that lasts.  Raises LadderError."""
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value() is None:
+        raise LadderError(
+            "no Prefect server is set; `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`"
+        )
 
 
 @contextlib.contextmanager
@@ -246,9 +295,5 @@ def _serve(listening: int) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # As Prefect starts its own.
-    os.environ.update(
-        PREFECT_UI_ENABLED="0", PREFECT__SERVER_EPHEMERAL="1", PREFECT__SERVER_FINAL="1"
-    )
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     _serve(int(sys.argv[1]))

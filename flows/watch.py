@@ -122,13 +122,14 @@ class Watch:
         _add_hook()
         _WATCHES.append(self)
         os.stat, os.lstat, os.access, os.open, os.readlink = _NOTING
+        self._class = os.environ.__class__
         for environ in (os.environ, os.environb):  # the same object for all who hold it
             environ.__class__ = _Environ
 
     def end(self) -> None:
         """Note no more."""
         for environ in (os.environ, os.environb):
-            environ.__class__ = _ENVIRON
+            environ.__class__ = self._class
         os.stat, os.lstat, os.access, os.open, os.readlink = _PLAIN
         _WATCHES.remove(self)
 
@@ -153,7 +154,7 @@ class Watch:
 
         None where it has changed since, or where a glance cannot tell whether it will have.
         """
-        from tasks.caching import source
+        from tasks.caching import own, source
 
         ours = _project_modules()
         names = [name for name in ours.keys() & source.FOLLOWED if not _is_tool(name)]
@@ -171,6 +172,7 @@ class Watch:
         }  # fmt: skip
         files = {*named["path"], *_files(ours.values()), *_named_files(followed)}
         folders = {str(place) for each in ours.values() for place in getattr(each, "__path__", ())}
+        folders |= own.PLACES.keys()
         wanted = [sorted(each) for each in (files, named["folder"], folders, named["variable"])]
         found = Seen(*map(dict.fromkeys, wanted)).again(self._environment)
         same = all(

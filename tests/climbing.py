@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -19,6 +20,12 @@ from flows import ladder as flow
 from tasks.caching.call import Settings
 from tasks.caching.refs import Ref
 from tasks.caching.session import Session, opening
+from tasks.caching.stage import Run
+from tasks.caching.values import Stack
+from tasks.rungs.calibrate import calibrate
+from tasks.rungs.measure import measure
+from tasks.rungs.recipes import Recipe
+from tasks.rungs.train import train
 
 FIGURES: defaultdict[str, Counter[str]] = defaultdict(Counter)  # printed after the whole suite
 Event = tuple[str, str, float]  # what happened, to which stage, and when
@@ -26,6 +33,22 @@ Event = tuple[str, str, float]  # what happened, to which stage, and when
 
 class StopHere(Exception):  # noqa: N818 - no error
     """The run has come to the stage it was to stop at."""
+
+
+def climbed(
+    recipe: Recipe,
+    training: list[Stack],
+    testing: list[Stack],
+    classes: list[str],
+    validation: float | Literal["testing"] = 0.1,
+    run: Run = Run(),
+) -> list[dict[str, Any]]:
+    """A rung, as its three stages give it."""
+    watched = testing if validation == "testing" else []
+    trained = train.fn(training, watched, classes, recipe, validation, run=run)
+    calibration = calibrate.fn(trained)
+    figures = measure.fn(trained, calibration, testing, classes, recipe, run=run)
+    return [trained, calibration, figures]
 
 
 def climb(
@@ -37,7 +60,8 @@ def climb(
 ) -> dict[str, Ref]:
     """The flow's own body on a dataset, up to a stage, with all bodies in this process.
 
-    Tells of each stage that runs, ran or was cached; gives the references by name.
+    It climbs the post's ladder, unless asked for another.  Tells of each stage that runs, ran or
+    was cached; gives the references by name.
     """
     done: dict[str, Ref] = {}
 
@@ -59,10 +83,10 @@ def climb(
     with (
         mock.patch.dict(os.environ, STEPLADDER_DATA=str(data)),
         opening(UpTo),
-        mock.patch.object(flow, "publish"),
+        mock.patch.object(flow, "publish", return_value=None),
         contextlib.suppress(StopHere),
     ):
-        flow.ladder.fn(dataset, **options)
+        flow.ladder.fn(dataset, **{"which": "post"} | options)
     return done
 
 
@@ -76,3 +100,13 @@ def write_tiny(data: Path) -> None:
             for number in range(12):
                 pixels = generator.integers(0, 256, (8, 8), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def stored(data: Path, *but: str) -> dict[str, str]:
+    """Key -> digest of each record under a data root, but those of some stages."""
+    paths = (data / "cache" / "records").glob("*/*.json")
+    return {
+        path.stem: json.loads(path.read_text())["body"]["digest"]
+        for path in paths
+        if path.parent.name not in but
+    }

@@ -8,6 +8,7 @@ import io
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -24,6 +25,10 @@ from rich.cells import cell_len
 from flows import cli
 from flows.console import Display, clock, pace, print_table
 from flows.ladder import command_of
+from flows.options import CHANGES, Options
+from tasks.caching.basics import LadderError
+from tasks.rungs.fields import FIELDS
+from tasks.rungs.recipes import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -83,9 +88,10 @@ def stepladder(
         ("run sampl", 1, "did you mean 'sample'?"),
         ("run MNIST", 1, "did you mean 'mnist'?"),
         ("run mnist", 1, "`stepladder fetch mnist` brings it"),
-        ("run sample --models resnt18", 1, "unknown model 'resnt18', did you mean 'resnet18'?"),
-        ("run sample --models mlp --losses mse", 1, "unknown loss 'mse', choose from"),
-        ("run sample --seeds 1", 1, "crossed with --models"),
+        ("run sample --models resnt18", 2, "unknown model 'resnt18', did you mean 'resnet18'?"),
+        ("run sample --models mlp --losses mse", 2, "unknown loss 'mse', choose from"),
+        ("run sample --losses softmax_mse", 2, "crossed with --models"),
+        ("plan sample --seeds 1,1", 1, "recipe 'linear, cross_entropy, seed 1' is listed twice"),
         ("plan sample --epochs 10001", 2, "Must be <= 10000."),
         ("plan sample --epochs 1.5", 2, "--epochs: '1.5' is not a whole number."),
         (f"plan sample --epochs {'1' * 5000}", 2, "(5,000 characters) is far too large."),
@@ -93,53 +99,53 @@ def stepladder(
         ("plan sample --epochs 2 --epochs 3", 2, "--epochs specified multiple times"),
         ("run -- -weird", 1, "no dataset '-weird'"),
         ("run caf\udce9", 2, "'caf\\udce9' is no text in this terminal's encoding"),
-        ("plan sample --models ,", 1, "--models ',' leaves a name out; give it as in linear,mlp"),
-        ("plan sample --models mlp, --losses mse", 1, "--models 'mlp,' leaves a name out"),
-        ("plan sample --models=", 1, "--models '' leaves a name out"),
-        ("plan sample --models mlp --losses=", 1, "--losses '' leaves a name out"),
-        ("plan sample --models mlp --seeds=", 1, "--seeds '' leaves a name out"),
-        ("plan sample --models mlp --seeds -1", 1, "--seeds '-1' are not whole numbers, such as"),
-        ("plan sample --models mlp --seeds 1.5", 1, "--seeds '1.5' are not whole numbers"),
-        ("plan sample --models mlp --seeds 0-3", 1, "--seeds '0-3' are not whole numbers"),
+        ("plan sample --models ,", 2, "--models ',' leaves a value out; give it as in linear,mlp"),
+        ("plan sample --models mlp, --losses mse", 2, "--models 'mlp,' leaves a value out"),
+        ("plan sample --models=", 2, "--models '' leaves a value out"),
+        ("plan sample --models mlp --losses=", 2, "--losses '' leaves a value out"),
+        ("plan sample --models mlp --seeds=", 2, "--seeds '' leaves a value out"),
+        ("plan sample --models mlp --seeds -1", 2, "--seeds '-1' are not whole numbers, such as"),
+        ("plan sample --models mlp --seeds 1.5", 2, "--seeds '1.5' are not whole numbers"),
+        ("plan sample --models mlp --seeds 0-3", 2, "--seeds '0-3' are not whole numbers"),
         (
             "plan sample --models mlp --seeds 2147483648",
             1,
             "seed: 2147483648 is not a whole",
         ),
         (f"plan sample --models mlp --seeds {'0,' * 1000}0", 1, "these cross to 1,001 recipes"),
-        ("plan sample --recipes a\nb.toml", 1, r"--recipes a\nb.toml: there is no such file"),
-        ("plan sample --recipes .", 1, "--recipes . is no file"),
-        ("plan sample --recipes=", 1, "--recipes . is no file"),
-        (f"plan sample --size {'1' * 5000}", 1, "(5,000 characters) is no size"),
-        ("plan sample --size 0x0", 1, "--size 0x0 is no size"),
-        ("plan sample --size 28x", 1, "--size 28x is no size"),
-        ("plan sample --size 100000x1", 1, "such as 28x28, each from 1 to 4,096"),
-        ("plan sample --validation=", 1, "--validation '' is neither a fraction between 0 and 1"),
-        ("plan sample --validation nan", 1, "--validation nan is neither"),
-        ("plan sample --validation 1", 1, "--validation 1 is neither"),
-        ("plan sample --validation TESTING", 1, "--validation 'TESTING' is neither"),
-        ("plan sample --only=", 1, "--only '' is not a glob over recipe names"),
-        (f"plan sample --only {'x' * 10_000}", 1, "1 to 200 characters"),
-        ("plan sample --refresh=", 1, "--refresh [''] is not a list of at most 100 globs"),
+        ("plan sample --recipes a\nb.toml", 2, r"--recipes a\nb.toml: there is no such file"),
+        ("plan sample --recipes .", 2, "--recipes . is no file"),
+        ("plan sample --recipes=", 2, "--recipes . is no file"),
+        (f"plan sample --size {'1' * 5000}", 2, "(5,000 characters) is no size"),
+        ("plan sample --size 0x0", 2, "--size 0x0 is no size"),
+        ("plan sample --size 28x", 2, "--size 28x is no size"),
+        ("plan sample --size 100000x1", 2, "such as 28x28, each from 1 to 4,096"),
+        ("plan sample --validation=", 2, "--validation '' is neither a fraction between 0 and 1"),
+        ("plan sample --validation nan", 2, "--validation nan is neither"),
+        ("plan sample --validation 1", 2, "--validation 1 is neither"),
+        ("plan sample --validation TESTING", 2, "--validation 'TESTING' is neither"),
+        ("plan sample --only=", 2, "--only '' is not a glob over recipe names"),
+        (f"plan sample --only {'x' * 10_000}", 2, "1 to 200 characters"),
+        ("plan sample --refresh=", 2, "--refresh [''] is not a list of at most 100 globs"),
         (f"run {'x' * 5000}", 1, "'"),
         (f"why {'x' * 200_000} sample", 1, "stage: a text of 200,000 characters is not a stage's"),
         (f"open {'x' * 5000}", 1, "no report"),
         ("open ~nobody", 1, "no report"),
         (f"compare {'x' * 300} b", 1, "no report"),
         ("compare a b c", 2, "There is no place for the argument 'c'."),
-        ("fetch a --from=", 1, "--from '' names nothing"),
+        ("fetch a --from=", 2, "--from '' names nothing"),
         (f"fetch {'x' * 300}", 1, "cannot name a dataset"),
-        ("cache gc --keep-last 0", 1, "--keep-last is a number from 1"),
+        ("cache gc --keep-last 0", 2, "--keep-last is a number from 1"),
         ("cache gc --keep-last 1.5", 2, "--keep-last: '1.5' is not a whole number."),
-        ("cache gc --max-size=", 1, "'' is no size"),
-        ("cache gc --max-size -1", 1, "'-1' is no size"),
-        (f"cache gc --max-size {'9' * 400}TB", 1, "(402 characters) is no size"),
-        ("run sample --models mlp --seeds 0,x", 1, "--seeds '0,x'"),
-        ("run sample --recipes none.toml", 1, "--recipes none.toml: there is no such file"),
-        ("run sample --size 28", 1, "--size 28 is no size; give HEIGHTxWIDTH, such as 28x28"),
-        ("run sample --validation 2", 1, "--validation 2 is neither a fraction between 0 and 1"),
-        ("plan sample --refresh trian*", 1, "--refresh 'trian*' matches no stage"),
-        ("plan sample --only mpl*", 1, "--only 'mpl*' matches no recipe; there are:"),
+        ("cache gc --max-size=", 2, "'' is no size"),
+        ("cache gc --max-size -1", 2, "'-1' is no size"),
+        (f"cache gc --max-size {'9' * 400}TB", 2, "(402 characters) is no size"),
+        ("run sample --models mlp --seeds 0,x", 2, "--seeds '0,x'"),
+        ("run sample --recipes none.toml", 2, "--recipes none.toml: there is no such file"),
+        ("run sample --size 28", 2, "--size 28 is no size; give HEIGHTxWIDTH, such as 28x28"),
+        ("run sample --validation 2", 2, "--validation 2 is neither a fraction between 0 and 1"),
+        ("plan sample --refresh trian*", 2, "--refresh 'trian*' matches no stage"),
+        ("plan sample --only mpl*", 2, "--only 'mpl*' matches no recipe; there are:"),
         ("why trian sample --models mlp", 1, "did you mean"),
         ("open sample", 1, "no report under"),
         ("compare a b", 1, "no report under"),
@@ -162,9 +168,8 @@ def test_a_mistake_is_one_line_that_says_what_to_do(
 def test_names_to_cross_may_have_spaces_and_sizes_a_capital() -> None:
     options = cli.Options(models="linear, mlp", seeds="0, 1", size="28X20")
     given = options.parameters("sample")
-    assert [(each.model, each.seed) for each in given["recipes"]] == [
-        ("linear", 0), ("linear", 1), ("mlp", 0), ("mlp", 1),
-    ]  # fmt: skip
+    assert [each.model for each in given["recipes"]] == ["linear", "mlp"]
+    assert given["fields"] == {"seed": [0, 1]}
     assert given["size"] == (28, 20)
 
 
@@ -255,6 +260,27 @@ def test_help_and_version(stepladder: Callable[..., tuple[int, str, str]]) -> No
     assert stepladder("--version")[1].strip() == "0.1.0"
 
 
+def test_without_a_terminal_a_long_training_tells_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line when it starts, one after an epoch but not after each of many short ones."""
+    monkeypatch.setattr("flows.console.PAUSE", 0.05)
+    for quiet in (False, True):
+        with Display(quiet=quiet) as display:
+            display("runs", "decode[training/7]")
+            display("runs", "train[mlp]")
+            for epoch in (1, 2):
+                display("progress", "train[mlp]", at=(epoch, 4, f"epoch {epoch} of 4"))
+                display("progress", "train[mlp]", at=(epoch, 4, f"epoch {epoch} of 4: loss 0.1"))
+            time.sleep(0.1)
+            display("progress", "train[mlp]", at=(3, 4, "epoch 3 of 4"))
+            display("progress", "train[mlp]", at=(3, 4, "epoch 3 of 4: loss 0.1"))
+            display("ran", "train[mlp]", seconds=0.3, why=())
+        said = [] if quiet else ["starts train[mlp]", "train[mlp] epoch 3 of 4: loss 0.1"]
+        lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+        assert lines == [*said, *([] if quiet else ["0.3 s train[mlp]"])]
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_completes_commands_and_options(
     stepladder: Callable[..., tuple[int, str, str]], tmp_path: Path
@@ -320,8 +346,10 @@ def test_bash_still_completes_paths(tmp_path: Path) -> None:
 def test_zsh_completes_paths_too() -> None:
     """Where a dataset, a report, an archive or recipes come, files are offered."""
     script = cli.app.generate_completion(shell="zsh")
-    assert len(re.findall(r"'[12]:[^\n]*:_files' ", script)) == 7
-    assert len(re.findall(r"'\*--(recipes|from)\[[^\n]*:_files' ", script)) == 5
+    assert len(re.findall(r"'[12]:[^\n]*:_files' ", script)) == 1
+    assert len(re.findall(r"'[12]:[^\n]*:_cyclopts_stepladder_complete' ", script)) == 14
+    assert "compadd -d _cyc_disp -a _cyc_vals\n    _files\n" in script
+    assert len(re.findall(r"'\*--(recipes|from)\[[^\n]*:_files' ", script)) == 6
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -353,6 +381,7 @@ def test_several_trainings_on_a_terminal(columns: int) -> None:
         running = [line for line in lines if name in line and "left" in line]
         assert any(re.search(r"\d %  +[\d.]+k?/s +[\d:]+ left", line) for line in running), lines
         assert any("of 40: loss 0.1" in line for line in running) == (columns == 120)
+        assert max(map(len, running)) <= columns - len("^C")  # which a terminal echoes
     assert "stepladder: stopped; what had finished is kept" in lines[-2]
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
@@ -399,3 +428,31 @@ def test_a_flow_runs_parameters_as_a_command() -> None:
         "stepladder run 'my set' --validation testing --epochs 3 --only 'linear*' --size 28x20 "
         "--recipes recipes.toml"
     )
+    fields = {"fields": {"lr": [0.1, 0.01], "class_weights": "balanced", "seed": [0, 1]}}
+    assert command_of({"dataset": "sample", **fields}) == (
+        "stepladder run sample --lr 0.1,0.01 --class-weights balanced --seeds 0,1"
+    )
+
+
+def test_every_field_of_a_recipe_has_an_option(tmp_path, monkeypatch) -> None:
+    """Values as TOML has them, lists between commas; files by their absolute paths."""
+    own = {"model": "--models", "loss": "--losses", "epochs": "--epochs", "seed": "--seeds"}
+    assert {*CHANGES, *own} == {*Recipe.model_fields} == {*FIELDS}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STEPLADDER_DATA", str(tmp_path))
+    options = Options(
+        lr="0.1, 1e-2", batch_size="auto,64", flip="true", weights="none,w.pt",
+        optimizer="mine.py:Momentum,sgd",
+    )  # fmt: skip
+    given = options.parameters("sample")
+    assert given["fields"] == {
+        "lr": [0.1, 0.01], "batch_size": ["auto", 64], "flip": True, "weights": ["none", "w.pt"],
+        "optimizer": ["mine.py:Momentum", "sgd"],
+    }  # fmt: skip
+    assert given["command"] == shlex.join(
+        ["stepladder", "run", "sample", "--batch-size", "auto,64", "--lr", "0.1,1e-2",
+         "--optimizer", f"{tmp_path}/mine.py:Momentum,sgd", "--weights", f"none,{tmp_path}/w.pt",
+         "--flip", "true"]
+    )  # fmt: skip
+    with pytest.raises(LadderError, match=r"--lr .0.1,. leaves a value out; give it as in a,b,c"):
+        Options(lr="0.1,").parameters("sample")

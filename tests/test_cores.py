@@ -1,16 +1,24 @@
-"""The cores that there are: affinity, control groups of both versions, OMP_NUM_THREADS."""
+"""The cores that there are (affinity, control groups, OMP_NUM_THREADS), and who has them when."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tasks.caching.machine import available_cores
+from tasks.caching import cores as claims
+from tasks.caching.basics import StoppedError
+from tasks.caching.bodies import Cores
+from tasks.caching.machine import available_cores, core_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate"
@@ -154,3 +162,180 @@ def test_the_engine_starts_where_there_is_no_affinity() -> None:
         "assert process.CORES.total == (os.cpu_count() or 1)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_cores_are_told_apart_by_number(monkeypatch, tmp_path) -> None:
+    """Two processes that are bound to different cores do not wait for each other."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {7, 3, 5})
+    assert core_numbers(tmp_path) == [3, 5, 7]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert core_numbers(tmp_path) == [3, 5, 7]
+    assert available_cores(tmp_path) == 1
+
+
+# Cores that processes share
+
+HOLDER = """
+import sys
+from tasks.caching.bodies import Cores
+cores = Cores(2, [int(each) for each in sys.argv[2:]])
+for _line in iter(sys.stdin.readline, ""):
+    with cores.hold(int(sys.argv[1]), 0) as held:
+        print(held, flush=True)
+        sys.stdin.readline()
+    print("gave back", flush=True)
+"""
+
+
+class Other:
+    """Another process, which holds cores when it is told to."""
+
+    def __init__(self, temporary: Path, wanted: int, *numbers: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(wanted), *map(str, numbers)],
+            cwd=ROOT, env={**os.environ, "TMPDIR": str(temporary)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def ask(self) -> None:
+        """Have it ask for its cores, or give them back."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def says(self) -> str:
+        """What it says next: how many cores it holds, or that it gave them back."""
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Other]]:
+    """Starts others that share this test's cores, of which there are three: 1, 2 and 3."""
+    monkeypatch.setattr(claims, "usual_folder", lambda: tmp_path / f"stepladder-{os.getuid()}")
+    started: list[Other] = []
+
+    def start(wanted: int, *numbers: int) -> Other:
+        started.append(Other(tmp_path, wanted, *(numbers or (1, 2, 3))))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.communicate()
+
+
+def is_granted(wanted: int, *numbers: int, looks: int = 20) -> bool:
+    """Whether this process gets so many of these cores, looking a few times."""
+    left = iter(range(looks))
+    with contextlib.suppress(StoppedError):
+        hold = Cores(3, numbers or (1, 2, 3)).hold(wanted, 0, lambda: next(left, None) is None)
+        with hold as held:
+            return held == wanted
+    return False
+
+
+def test_two_processes_have_no_core_at_once(other: Callable[..., Other]) -> None:
+    """What one holds the other waits for; it gets the rest, and all when the first gives back."""
+    first = other(2)
+    first.ask()
+    assert first.says() == "2"
+    assert is_granted(1)
+    assert not is_granted(2)
+    assert is_granted(2, 8, 9), "on cores of its own it does not wait"
+    first.ask()
+    assert first.says() == "gave back"
+    assert is_granted(3)
+
+
+def test_a_killed_holder_blocks_nobody(other: Callable[..., Other]) -> None:
+    """Neither what it held nor its place in the line."""
+    first, second = other(2), other(2)
+    first.ask()
+    assert first.says() == "2"
+    second.ask()  # and waits
+    for each in (second, first):
+        each.process.kill()
+        each.process.wait()
+    assert is_granted(3, looks=200)
+
+
+def test_who_waits_comes_before_who_had_them_last(other: Callable[..., Other]) -> None:
+    """A run of many long stages does not take all the cores that it gives back again."""
+    cores, order = Cores(2, (1, 2)), []
+    waiting = other(2, 1, 2)
+
+    def again() -> None:
+        with cores.hold(2, 0):
+            order.append("again")
+
+    with cores.hold(2, 0):
+        waiting.ask()
+        deadline = time.monotonic() + 30
+        while (turn := claims._lock("turn-2")) is not None:
+            os.close(turn)
+            assert time.monotonic() < deadline, "it takes no place in the line"
+            time.sleep(0.01)
+    thread = threading.Thread(target=again)
+    thread.start()
+    assert waiting.says() == "2"
+    assert order == [], "it took them again at once"
+    waiting.ask()
+    thread.join(30)
+    assert order == ["again"]
+
+
+def test_who_waits_for_other_runs_says_so_once(
+    other: Callable[..., Other],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not where the run's own stages have the cores, which its display shows."""
+    monkeypatch.setattr("tasks.caching.bodies._PATIENCE", 0.05)
+    first, cores = other(2), Cores(3, (1, 2, 3))
+    first.ask()
+    assert first.says() == "2"
+    left = iter(range(40))
+
+    def ask(wanted: int) -> None:
+        with (
+            contextlib.suppress(StoppedError),
+            cores.hold(wanted, 0, lambda: not next(left, 0)),
+        ):
+            assert wanted == 1
+
+    with cores.hold(1, 0):
+        ask(3)
+    assert not caplog.records
+    left = iter(range(1, 20))
+    ask(3)
+    left = iter(range(1, 20))
+    ask(3)
+    said = [each.getMessage() for each in caplog.records]
+    assert said == ["stepladder: waiting for cores that other runs on this machine use"]
+
+
+@pytest.mark.parametrize("fault", ["link", "file", "no locks", "no folder"])
+def test_where_there_are_no_locks_nobody_waits(
+    other: Callable[..., Other], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
+) -> None:
+    """Nor is anything believed that another user may have put in the folder's place."""
+    first = other(2)
+    first.ask()
+    assert first.says() == "2"
+    folder = tmp_path / f"stepladder-{os.getuid()}"
+    if fault in ("link", "file"):
+        folder.rename(tmp_path / "moved")
+    if fault == "link":
+        folder.symlink_to(tmp_path / "moved")
+    if fault == "file":
+        folder.touch()
+    if fault == "no folder":
+        monkeypatch.setattr(claims, "usual_folder", lambda: tmp_path / "gone" / "cores")
+    if fault == "no locks":
+
+        def refused(*_call: Any) -> None:
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr("fcntl.flock", refused)
+    assert is_granted(3)

@@ -34,13 +34,18 @@ def files(data: Path) -> set[Path]:
 
 def test_a_stage_is_called_here_on_what_is_stored(data: Path) -> None:
     """It gives what a run stored, and leaves nothing behind."""
-    options: dict[str, Any] = {"dataset": "tiny", "epochs": 2, "only": "linear, cross*"}
+    options: dict[str, Any] = {
+        "dataset": "tiny",
+        "which": "post",
+        "epochs": 2,
+        "only": "linear, cross*",
+    }
     climb(data, **{name: item for name, item in options.items() if name != "dataset"})
     before = files(data)
     assert torch.equal(prepare("mean[cat]", options)(), load("mean[cat]", "tiny"))
     trained = prepare("train[linear, cross_entropy, seed 0]", options)()
     stored = load("train[linear, cross_entropy, seed 0]", "tiny")
-    assert torch.equal(trained["probabilities"], stored["probabilities"])
+    assert torch.equal(trained["held_out"]["logits"], stored["held_out"]["logits"])
     assert files(data) == before
 
 

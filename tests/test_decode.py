@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gzip
 import hashlib
@@ -28,11 +29,12 @@ from tasks.caching.basics import LadderError, StageError, told
 from tasks.caching.call import Settings
 from tasks.caching.orchestration import Orchestrated
 from tasks.caching.stage import Run
-from tasks.caching.values import Stack
+from tasks.caching.values import Stack, content_digest
 from tasks.images import canvas, folders, listings
 from tasks.images import decode as chapter
 from tasks.images import png as careful
 from tasks.images.canvas import Canvas
+from tasks.images.form import AS_THEY_ARE, Form
 from tasks.images.listings import Listing
 from tasks.images.plain import FEWEST, plain_images
 from tasks.images.png import ADAM7
@@ -45,12 +47,16 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def decode_rows(
-    data: list[bytes], names: list[str], folder: Path, size: tuple[int, int] | None = None
+    data: list[bytes], names: list[str], folder: Path, form: Form = AS_THEY_ARE
 ) -> np.ndarray:
     """images[N, H, W] or [N, H, W, 3] uint8 from the bytes of N files of one folder."""
     canvas = Canvas(folder, names)
-    canvas.decode(range(len(names)), data, size)
-    return canvas.finished()
+    canvas.decode(range(len(names)), data, form)
+    return canvas.finished()[1]
+
+
+def stretched(size: tuple[int, int] | None) -> Form:
+    return Form(size=size, fit="stretch", strict=True)
 
 
 def files_of(folder: Path, data: dict[str, bytes]) -> Files:
@@ -281,7 +287,7 @@ def test_all_of_mnists_testing_images_equal_pillows(mnist: Path) -> None:
 def test_a_size_resizes_every_image_as_pillow_does(tmp_path: Path) -> None:
     pixels = [noise(20, 10), noise(9, 30), noise(7, 4)]
     data = {f"{i}.png": saved(each) for i, each in enumerate(pixels)}
-    stack = decode(files_of(tmp_path, data), (7, 4))
+    stack = decode(files_of(tmp_path, data), stretched((7, 4)))
     assert stack.images.shape == (3, 7, 4)
     for image, each in zip(stack.images.numpy(), pixels, strict=True):
         expected = Image.fromarray(each).resize((4, 7), Image.Resampling.BILINEAR)
@@ -290,7 +296,7 @@ def test_a_size_resizes_every_image_as_pillow_does(tmp_path: Path) -> None:
 
 def test_a_size_applies_to_the_fast_path_too(tmp_path: Path) -> None:
     data = {f"{i:02d}.png": saved(noise(6, 5, seed=i)) for i in range(FEWEST)}
-    stack = decode(files_of(tmp_path, data), (3, 4))
+    stack = decode(files_of(tmp_path, data), stretched((3, 4)))
     expected = Image.fromarray(noise(6, 5, seed=9)).resize((4, 3), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(stack.images[9].numpy(), np.asarray(expected))
 
@@ -459,7 +465,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
     [
         (LFS, "is a Git LFS pointer, not a .*: run `git lfs pull` in its folder"),
         (b"/annex/objects/MD5E-s3--a.png\n", "is a git-annex pointer, .*: run `git annex get`"),
-        (saved(PIXELS, "WEBP"), "is a WebP image, not a .*: convert it to PNG or JPEG"),
+        (saved(PIXELS, "WEBP"), "is a WebP image: rename it to .webp or remove it"),
         (saved(noise(6, 5, 3), "AVIF"), "is an AVIF image"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1", "is a HEIC image"),
         (b"\0\0\0\x18ftypisom", "is a video"),
@@ -529,7 +535,7 @@ def test_photographs_are_upright(orientation: int, kind: str) -> None:
     assert expected.size == ((6, 9) if 5 <= orientation <= 8 else (9, 6))
     np.testing.assert_array_equal(decode_rows([data], [name], HERE)[0], np.asarray(expected))
     small = np.asarray(expected.resize((3, 2), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(decode_rows([data], [name], HERE, (2, 3))[0], small)
+    np.testing.assert_array_equal(decode_rows([data], [name], HERE, stretched((2, 3)))[0], small)
 
 
 TURNED = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
@@ -663,8 +669,8 @@ def test_a_jpegs_thumbnail_and_fill_bytes_do_no_harm() -> None:
         (png(header(5, 6, 16, 2), chunk(b"IDAT", zlib.compress(bytes(6 * 31)))), "is 16-bit"),
         (apng(), "is animated"),
         (JPEG, "is a JPEG: rename it to .jpg"),
-        (png(header(9000, 9000), IDAT), "is 9000 x 9000; at most 64,000,000 pixels"),
-        (png(header(2**31 - 1, 2**31 - 1), IDAT), "at most 64,000,000 pixels"),
+        (png(header(9000, 9000), IDAT), "is 9000 x 9000; at most 24,000,000 pixels"),
+        (png(header(2**31 - 1, 2**31 - 1), IDAT), "at most 24,000,000 pixels"),
         (png(header(1, 65_536), IDAT), "is 65536 x 1; at most 65,535 pixels a side are read"),
     ],
 )
@@ -756,7 +762,7 @@ def test_grey_among_colour_is_said_to_be_that_with_and_without_a_size(tmp_path: 
     files = files_of(tmp_path, data | {"3.jpg": saved(noise(9, 9), "JPEG")})
     for size, is_now in ((None, "9 x 9"), ((6, 5), "6 x 5")):
         with pytest.raises(LadderError) as caught:
-            decode(files, size)
+            decode(files, stretched(size))
         assert str(caught.value) == (
             f"{tmp_path}/3.jpg is {is_now} greyscale among images of 6 x 5 RGB; save it as RGB "
             "like the others"
@@ -776,32 +782,33 @@ def test_many_sizes_are_summed_up(tmp_path: Path) -> None:
     assert lines[0].endswith("ask for one size, such as --size 6x1")
 
 
-def test_images_that_do_not_fit_in_memory_are_told_before_it_is_taken(
+def test_many_images_lie_on_the_disk_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They may take half of what is available; nothing is asked where they are small."""
+    """The stack and its stored bytes are the same, nothing is left there, a full disk is told."""
+    monkeypatch.setenv("STEPLADDER_DATA", str(tmp_path / "data"))
     files = files_of(tmp_path, {f"{i}.png": saved(noise(30, 40, 3, seed=i)) for i in range(10)})
-    asked: list[int] = []
-    monkeypatch.setattr(machine, "available_memory", lambda: asked.append(1) or 71_999)
-    assert decode(files).images.nbytes == 36_000
-    assert not asked
+    small = decode(files)
+    stored = content_digest(small)
     monkeypatch.setattr(machine, "LARGE", 30_000)
-    says = (
-        "0.png: 10 images of 30 x 40 take 0.0 GB of memory, and 0.0 GB are free for them: "
-        "ask for a smaller size, such as --size 15x20"
-    )
-    with pytest.raises(LadderError, match=says):
+    large = decode(files)
+    assert torch.equal(small.images, large.images)
+    assert content_digest(large) == stored
+    assert list((tmp_path / "data/cache").iterdir()) == []
+
+    def full(**_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(LadderError, match="data/cache: No space left"):
         decode(files)
-    assert decode(files, (15, 20)).images.shape == (10, 15, 20, 3)
-    monkeypatch.setattr(machine, "available_memory", lambda: 72_000)
-    assert len(decode(files).images) == 10
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (0, 5), (5, -1), (8001, 8000)])
 def test_a_size_out_of_bounds_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
-    says = f"--size {size[0]}x{size[1]}: sides are from 1, and at most 64,000,000 pixels are made"
+    says = f"--size {size[0]}x{size[1]}: sides are from 1, and at most 24,000,000 pixels are made"
     with pytest.raises(LadderError, match=says):
-        decode(files_of(tmp_path, {"a.png": PLAIN}), size)
+        decode(files_of(tmp_path, {"a.png": PLAIN}), stretched(size))
 
 
 def test_a_size_holds_one_image_at_full_size_at_a_time(
@@ -814,10 +821,10 @@ def test_a_size_holds_one_image_at_full_size_at_a_time(
     most = 0
     read_image = canvas.read_image
 
-    def watched(data: bytes, path: Path, size: tuple[int, int] | None) -> np.ndarray:
+    def watched(data: bytes, path: Path, form: Form) -> np.ndarray:
         nonlocal most
         with mock.patch.object(careful, "loaded", loaded):
-            image = read_image(data, path, size)
+            image = read_image(data, path, form)
         most = max(most, sum(each() is not None for each in alive))
         return image
 
@@ -828,7 +835,7 @@ def test_a_size_holds_one_image_at_full_size_at_a_time(
 
     load = careful.loaded
     monkeypatch.setattr(canvas, "read_image", watched)
-    assert decode(files, (3, 4)).images.shape == (10, 3, 4)
+    assert decode(files, stretched((3, 4))).images.shape == (10, 3, 4)
     assert (len(alive), most) == (10, 0)
 
 
@@ -927,7 +934,7 @@ class Memory:
             self.looks += 1
             yield result
 
-    def decode(self, files: Files, size: tuple[int, int] | None = None) -> Stack:
+    def decode(self, files: Files, form: Form = AS_THEY_ARE) -> Stack:
         """The stack, remembered for later calls."""
         self.read, self.looks = [], 0
         read_files = folders.read_files
@@ -937,7 +944,7 @@ class Memory:
             return read_files(folder, names)
 
         with mock.patch.object(chapter, "read_files", spy):
-            stack = decode(files, size, run=Run(cache=self.root, earlier=self.earlier))
+            stack = decode(files, form, run=Run(cache=self.root, earlier=self.earlier))
         listing = listings.write_listing(self.root, Listing(files.names, files.digests))
         self.results.insert(0, ([listing], stack))
         return stack
@@ -1087,8 +1094,8 @@ def test_any_history_gives_what_decoding_from_nothing_gives(
                     del files[name]
             for label, data in folders.items():
                 found = files_of(Path(root) / label, data)
-                stack = memory.decode(found, size)
+                stack = memory.decode(found, stretched(size))
                 new = [n for n in found.names if hashlib.sha256(data[n]).digest() not in seen]
                 assert memory.read == new
-                assert_equal(stack, decode(found, size))
+                assert_equal(stack, decode(found, stretched(size)))
                 seen |= {hashlib.sha256(each).digest() for each in data.values()}

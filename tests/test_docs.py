@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import reference
 from PIL import Image
 from prefect_server import PrefectServer
 from shell import Shell
 from test_baseline import POST
 from test_ladder import Project, write_digits
+
+from tasks.report.words import percent
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -106,6 +109,11 @@ def test_the_baselines_figures_are_those_that_come_out() -> None:
         assert mean == pytest.approx(sum(expected) / 10, abs=6e-5)
 
 
+def test_the_reference_of_recipes_is_what_the_code_says() -> None:
+    """Every field with its values, its default and its meaning; `make reference` writes it."""
+    assert (ROOT / "RECIPES.md").read_text() == reference.page()
+
+
 @pytest.fixture
 def project(tmp_path: Path, prefect_server: PrefectServer, shell: Shell) -> Project:
     """A copy of the project with a dataset so small that a run is all about what runs."""
@@ -142,36 +150,50 @@ def follow(project: Project, text: str) -> dict[str, str]:
     return {stage: each["state"] for stage, each in stages.items()}
 
 
+TIMM = """
+from torch import nn
+
+def create_model(name, in_chans, num_classes):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_chans, num_classes))
+"""
+
+
 def test_adding_a_model_a_loss_and_a_stage(project: Project) -> None:
-    """Followed from top to bottom, each addition runs itself and the report, and nothing else."""
+    """Followed from top to bottom, each addition runs itself and the report, and nothing else.
+
+    What the last one adds stands in results.json and on the page.
+    """
+    (project.root / "timm.py").write_text(TIMM)  # stands in for the package
     sections = (ROOT / "EXTENDING.md").read_text().split("\n## ")
     assert [section.partition("\n")[0] for section in sections[1:]] == [
-        "A model", "A loss", "A stage", "Together",
-    ]  # fmt: skip
-    expected = {
-        "A model": {"train[wide, cross_entropy, seed 0]", "report"},
-        "A loss": {"train[linear, hinge, seed 0]", "report"},
-        "A stage": {"ink[0]", "ink[1]", "ink[2]"},
-    }
+        *EXPECTED,
+        "Into the report",
+    ]
     for section in sections:
-        title = section.partition("\n")[0]
+        expected = iter(EXPECTED.get(section.partition("\n")[0], []))
         for language, file, text in FENCE.findall(section):
             if language == "diff":
                 patch(project.root, file, text)
-            elif language == "toml":
+            elif file:
                 (project.root / file).write_text(text)
             elif language == "python":
                 run_python(project, text)
-            else:
-                states = follow(project, text)
-                if states:
-                    assert {
-                        name for name, state in states.items() if state != "cached"
-                    } == expected[title]
-                    assert len(states) >= 6 + 3 + 2 + 1 + 1
+            elif states := follow(project, text):
+                assert {name for name, state in states.items() if state != "cached"} == next(
+                    expected
+                )
+        assert not [*expected]
     latest = project.data / "reports" / "sample" / "latest"
-    rungs = json.loads((latest / "results.json").read_text())["rungs"]
-    assert [rung["label"] for rung in rungs] == ["wide, hinge, seed 0"]
+    results = json.loads((latest / "results.json").read_text())
+    assert [rung["label"] for rung in results["rungs"]] == [MINE]
+    assert results["ink"].keys() == {"0", "1", "2"}
+    page = (latest / "report.html").read_text()
+    assert f"{percent(results['ink']['2'])} ink" in page
+
+
+def stages(rung: str) -> set[str]:
+    """Of one rung."""
+    return {f"{stage}[{rung}]" for stage in ("train", "calibrate", "measure")}
 
 
 def run_python(project: Project, text: str) -> None:
@@ -179,3 +201,22 @@ def run_python(project: Project, text: str) -> None:
     subprocess.run(
         [sys.executable, "-c", text], cwd=project.root, env=project.environment, check=True
     )
+
+
+MINE = "my_models:wide, my_training:hinge, seed 0"
+EXPECTED = {  # section -> what each of its plans runs
+    "A model": [
+        {*stages("my_models:wide, cross_entropy, seed 0"), "report"},
+        {*stages("zoo:small, cross_entropy, seed 0"), "report"},
+    ],
+    "A loss, an optimizer, a schedule, an augmentation": [{*stages(MINE), "report"}],
+    "Weights to start from, sweeps and the rest": [
+        {
+            *stages("my_models:wide, cross_entropy, seed 0, lr 0.1"),
+            *stages("my_models:wide, cross_entropy, seed 0, lr 0.01"),
+            "report",
+        },
+        {*stages("linear, cross_entropy, seed 0, lr 0.3"), "report"},
+    ],
+    "A stage": [{"ink[0]", "ink[1]", "ink[2]"}],
+}

@@ -51,7 +51,7 @@ for by in (2.0, 2.0, 3.0):
     told.append([
         ref.load(Path("cache")),
         {each.stage: each.state for each in planned},
-        {name: [outcome.state, *outcome.why] for name, outcome in session.outcomes().items()},
+        {name: [ref.outcome.state, *ref.outcome.why] for name, ref in session.results().items()},
     ])
 assert "prefect" not in sys.modules
 print(json.dumps(told))

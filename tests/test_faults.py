@@ -33,6 +33,7 @@ from climbing import FIGURES, climb, write_tiny
 from prefect_server import errors_of
 
 from tasks.caching.basics import DamagedError, LadderError, StageError
+from tasks.caching.bodies import Here
 from tasks.caching.call import Call, Settings
 from tasks.caching.process import Processes
 from tasks.caching.records import checked, digest_of
@@ -473,7 +474,7 @@ def perform(root: Path, number: int, limit: int | None = None) -> str:
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     settings = Settings(str(root), "tiny")
-    return Call(slow, "slow", {"number": number}, settings, Processes()).perform().outcome.state
+    return Call(slow, "slow", {"number": number}, settings, Here()).perform().outcome.state
 
 
 @pytest.fixture
@@ -586,6 +587,7 @@ def test_a_stopped_run_ends_at_once_and_whole(tiny: Runner, tmp_path: Path, numb
 def stepladder(tiny: Runner, home: Path, epochs: int) -> subprocess.Popen[str]:
     """A real run, with a temporary Prefect server, in a process group of its own."""
     command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--json", "--only", "lin*"]
+    command += ["--ladder", "post"]
     environment = {
         **os.environ,
         "STEPLADDER_DATA": str(tiny.data),

@@ -11,6 +11,7 @@ import http.server
 import io
 import lzma
 import os
+import shutil
 import tarfile
 import threading
 import unicodedata
@@ -372,8 +373,8 @@ def test_what_is_no_archive_is_said_to_be_what_it_is(says: str, root: Path) -> N
     [
         (["img/a.png", "img/b.png", "labels.csv"],
          "it holds no dataset: wanted are training/CLASS/.*found: img/, labels.csv"),
-        (["x/y/cat/0.png", "x/y/dog/0.png"], "found: cat/, dog/"),
-        (["x/train/cat/0.png", "x/README"], "testing.*found: README, train/"),
+        (["x/y/cat/0.png", "x/y/dog/0.txt"], "found: cat/, dog/"),
+        (["x/train/cat/0.png", "x/README"], "one class, cat.*found: README, train/"),
         (["w/training/cat/0.png", "w/testing/emu/0.png", "w/testing/cat/0.png", "z/a"],
          "training lacks the class emu.*found: testing/, training/"),
         ([f"{i}.png" for i in range(9)], r"found: 0.png, 1.png, 2.png, 3.png, 4.png and 4 more"),
@@ -391,6 +392,13 @@ def test_an_archive_laid_out_otherwise_says_what_was_found(
     assert "\n" not in str(caught.value)
     assert ".part" not in str(caught.value)
     assert os.listdir(root) == []
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_an_archive_may_hold_class_folders_without_splits(split: str, root: Path) -> None:
+    names = [f"x/{split}cat/a/0.png", f"x/{split}dog/0.png"]
+    place = take(zipped(dict.fromkeys(names, b"x")), root)
+    assert sorted(os.listdir(place)) == ["cat", "dog"]
 
 
 def test_what_lies_beside_the_dataset_is_told(root: Path) -> None:
@@ -584,8 +592,8 @@ def test_a_second_fetch_of_the_same_waits_for_nobody(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "source", "sha256", "says"),
     [
-        ("mnits", None, None, "mnits is none of sample and mnist: add --from"),
-        ("mnits", None, "0" * 64, "mnits is none of sample and mnist: add --from"),
+        ("mnits", None, None, "'mnits', the known ones are sample and mnist: add --from"),
+        ("mnits", None, "0" * 64, "'mnits', the known ones are sample and mnist: add --from"),
         ("../evil", "x", "0" * 64, "cannot name a dataset"),
         (".hidden", "x", "0" * 64, "cannot name a dataset"),
         ("Cache", "x", "0" * 64, "cannot name a dataset"),
@@ -631,12 +639,17 @@ def test_a_mistake_is_named_in_one_line(
     assert not root.exists() or os.listdir(root) == []
 
 
-def test_a_local_file_without_checksum_is_told_its_own(root: Path, tmp_path: Path) -> None:
+def test_a_local_file_without_checksum_is_taken_and_told_its_own(
+    root: Path, tmp_path: Path
+) -> None:
+    """It is on this machine already: its digest is printed, for the next time."""
     (tmp_path / "x.tgz").write_bytes(tar())
     found = hashlib.sha256((tmp_path / "x.tgz").read_bytes()).hexdigest()
-    with pytest.raises(LadderError, match=f"x.tgz: if you trust this file, add --sha256 {found}"):
-        fetch("pets", root, str(tmp_path / "x.tgz"))
-    assert not root.exists()
+    said: list[str] = []
+    folder = fetch("pets", root, str(tmp_path / "x.tgz"), None, Run(), said.append)
+    assert content(folder) == DATASET
+    assert f"its sha256 is {found}" in said[0]
+    shutil.rmtree(root)
     (tmp_path / "x.tgz").write_bytes(b"PAR1" + bytes(99))
     with pytest.raises(LadderError, match=r"x\.tgz is refused: it is a Parquet file"):
         fetch("pets", root, str(tmp_path / "x.tgz"))

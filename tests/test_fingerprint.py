@@ -18,6 +18,7 @@ import torch
 from tasks.caching import fingerprint as fp
 from tasks.caching import origins, reach, source
 from tasks.caching.basics import LadderError
+from tasks.caching.machine import arithmetic
 from tasks.caching.records import digest_of
 from tasks.caching.stage import stage
 from tasks.caching.values import Stack
@@ -659,6 +660,31 @@ def test_many_threads_and_processes_agree_on_one_key(
         "K = range(READ)",
         "import numpy\nK = numpy.array([object, READ], object)",
         "K = ((1, 2), (1, 2), (READ, 2))",
+        "import numpy\nK = numpy.dtype(['int8', 'int16'][READ - 1])",
+        "import torch\nK = [torch.float32, torch.float64][READ - 1]",
+        "import torch\nK = [torch.nn.Linear, torch.nn.Conv2d][READ - 1]",
+        "import numpy\nK = [numpy.sum, numpy.mean][READ - 1]",
+        "K = [len, sum][READ - 1]",
+        "import pathlib\nK = pathlib.Path(str(READ))",
+        "import decimal\nK = decimal.Decimal(READ)",
+        "import fractions\nK = [fractions.Fraction(READ, 7)]",
+        "import datetime\nK = datetime.timedelta(READ)",
+        "import types\nK = types.SimpleNamespace(k=[READ])",
+        "import pyarrow\nK = pyarrow.table({'k': [READ]})",
+        "import torch\nK = torch.nn.BatchNorm1d(READ)",
+        "import collections\nK = collections.OrderedDict(k=READ)",
+        "import collections\nK = collections.Counter({'k': READ})",
+        "import array\nK = array.array('i', [READ])",
+        "import uuid\nK = uuid.UUID(int=READ)",
+        "import random\nK = random.Random(READ)",
+        "import re\nK = re.compile('k', [0, re.I][READ - 1])",
+        "import torch\nclass C:\n    t = torch.tensor([READ])\nK = C()",
+        "def K(): return 1\nK.table = [READ]",
+        "def K(k=READ): return k",
+        "if READ == 1:\n    def K(): return 1\nelse:\n    def K(): return 2",
+        "import functools\ndef f(k=READ): return k\nK = [functools.lru_cache(f)]",
+        "import numpy\ndef f(k=READ): return k\nK = [numpy.vectorize(f)]",
+        "def f(k=READ): return k\nK = [staticmethod(f)]",
     ],
 )
 def test_whatever_holds_a_value_shows_it(package, tmp_path: Path, constant: str) -> None:
@@ -669,6 +695,33 @@ def test_whatever_holds_a_value_shows_it(package, tmp_path: Path, constant: str)
         (tmp_path / "fpstage.py.txt").write_text(value)
         found.append(package(f"{text}\ndef go(x): return K"))
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("constant", "refused"),
+    [
+        ("K = open(__file__)", True),
+        ("K = [iter([1])]", False),
+        ("K = {'k': (x for x in [1])}", True),
+        ("K = memoryview(b'k')", True),
+        ("import threading\nK = threading.Lock()", False),
+        ("import logging\nK = logging.getLogger('k')", False),
+        ("import contextvars\nK = contextvars.ContextVar('k')", False),
+        ("import typing\nK = typing.TypeVar('K')", False),
+        ("import abc\nclass K(abc.ABC):\n    k = 1", False),
+        ("import enum\nclass K(enum.Enum):\n    k = 1", False),
+        ("import pydantic\nclass K(pydantic.BaseModel):\n    k: int = 1", False),
+        ("import pydantic\nclass C(pydantic.BaseModel):\n    k: int = 1\nK = C()", False),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(package, constant: str, refused: bool) -> None:
+    """With its line; what can hold nothing of interest is not."""
+    text = f"{constant}\ndef go(x): return K"
+    if refused:
+        with pytest.raises(LadderError, match=r"fpstage.py:1: the \S+ in K cannot be followed"):
+            package(text)
+    else:
+        assert package(text)
 
 
 def test_equal_constants_may_be_one_object_or_two(package) -> None:
@@ -751,7 +804,7 @@ def test_what_is_installed_in_any_folder_counts_by_its_version(package, tmp_path
     importlib.invalidate_caches()
     assert package(USES).keys() == {"fpstage.go"}
     found = fp.fingerprint(sys.modules["fpstage"].go, {"x": 1})
-    assert found.versions["fpvendor"] == "1.0"
+    assert found.versions["fpvendor"].startswith("1.0")
 
 
 @pytest.mark.parametrize("nested", ["project/.venv/lib/site-packages", "."])
@@ -777,6 +830,29 @@ def test_a_package_without_its_distribution_is_told(package, tmp_path: Path) -> 
         package(USES)
 
 
+def test_what_an_import_requires_counts_with_it_and_so_does_a_local_version(
+    package, tmp_path: Path
+) -> None:
+    """`1.0+g1 -> 1.0+g2` of what it requires; of torch, that names a build of the same release."""
+    site = install(tmp_path / "vendor", "fpvendor")
+    info = site / "fpvendor-1.0.dist-info" / "METADATA"
+    info.write_text(
+        "Metadata-Version: 2.1\nName: fpvendor\nVersion: 1.0\nRequires-Dist: fpbelow>=1\n"
+    )
+    sys.path.insert(0, str(site))
+    seen = []
+    for version in ("1.0+g1", "1.0+g2"):
+        below = site / "fpbelow-1.0.dist-info"
+        below.mkdir(exist_ok=True)
+        text = f"Metadata-Version: 2.1\nName: fpbelow\nVersion: {version}\n"
+        (below / "METADATA").write_text(text)
+        importlib.invalidate_caches()
+        package(USES)
+        seen.append(fp.fingerprint(sys.modules["fpstage"].go, {"x": 1}).versions["fpbelow"])
+    assert seen == ["1.0+g1", "1.0+g2"]
+    assert origins.versions(["torch"])["torch"] == torch.__version__.partition("+")[0]
+
+
 def test_the_first_of_two_versions_counts(package, tmp_path: Path) -> None:
     """As in an environment over the system's packages."""
     for version in ("1.0", "2.0"):
@@ -784,7 +860,7 @@ def test_the_first_of_two_versions_counts(package, tmp_path: Path) -> None:
     importlib.invalidate_caches()
     package(USES)
     found = fp.fingerprint(sys.modules["fpstage"].go, {"x": 1})
-    assert found.versions["fpvendor"] == "2.0"
+    assert found.versions["fpvendor"].startswith("2.0 (")
 
 
 EDITABLE = '{"url": "file:///x", "dir_info": {"editable": true}}'
@@ -804,9 +880,10 @@ def test_what_is_installed_to_be_edited_is_followed(package, tmp_path: Path, inf
     assert "fpvendor.inner.work" in package(USES)
 
 
-def test_what_is_installed_from_a_folder_again_has_another_version(package, tmp_path) -> None:
-    """Edited and installed anew, it is called 1.0 as before."""
-    folder = install(tmp_path / "vendor", "fpvendor", direct_url_json=LOCAL)
+@pytest.mark.parametrize("origin", [{}, {"direct_url_json": LOCAL}])
+def test_what_is_installed_again_has_another_version(package, tmp_path, origin) -> None:
+    """From anywhere, with other files, it is called 1.0 as before."""
+    folder = install(tmp_path / "vendor", "fpvendor", **origin)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     package(USES)
@@ -906,8 +983,9 @@ def test_the_format_of_keys_is_as_it_was() -> None:
         },
         "inputs": {"stack": ["12" * 32], "rate": [], "names": [], "table": []},
     }
-    assert look.ingredients == expected
-    assert look.key == digest_of(expected)
+    machine = {"processor": arithmetic(), "threads": 1}
+    assert look.ingredients == {**expected, "machine": machine}
+    assert look.key == digest_of(look.ingredients)
     assert digest_of({**expected, "versions": {"python": "3.11"}}) == GOLDEN_KEY
 
 

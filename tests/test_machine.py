@@ -168,8 +168,12 @@ def test_where_no_process_can_be_started_the_run_ends_in_one_line(
 
 def future(error: Exception) -> Any:
     """A Prefect future of a task that failed."""
+    stopped = isinstance(error, StoppedError)  # which ends a task Cancelled
     state = SimpleNamespace(
-        is_failed=lambda: True, is_crashed=lambda: False, result=lambda **_how: error
+        is_failed=lambda: not stopped,
+        is_crashed=lambda: False,
+        is_pending=lambda: False,
+        result=lambda **_how: error,
     )
     return SimpleNamespace(wait=lambda: None, state=state)
 

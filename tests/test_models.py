@@ -29,6 +29,14 @@ def test_every_model_takes_every_shape(model, shape) -> None:
         ("linear", 784 * 10 + 10),
         ("mlp", 784 * 64 + 64 + 64 * 10 + 10),
         ("convnet", 25 * 16 + 9 * 16 * 32 + 9 * 32 * 128 + 2 * (16 + 32 + 128) + 1152 * 10 + 10),
+        (
+            "deep_convnet",
+            16 * 32
+            + 9 * (32 * 48 + 48 * 96 + 96 * 96 + 96 * 192)
+            + 2 * (32 + 48 + 96 + 96 + 192)
+            + 192 * 10
+            + 10,
+        ),
         # torchvision's resnet18 has 11,689,512: less 512 x 990 + 990 for its 1,000 classes, and
         # less two input channels of its 7x7 stem.
         ("resnet18", 11_689_512 - 513 * 990 - 2 * 49 * 64),
@@ -38,6 +46,14 @@ def test_parameter_counts_are_the_known_ones(model, parameters) -> None:
     """At 28x28 and ten classes each model has the parameters its literature gives it."""
     built = MODELS[model]((28, 28), 10)
     assert sum(p.numel() for p in built.parameters()) == parameters
+
+
+@pytest.mark.parametrize("side", [8, 16, 20, 24, 28, 32, 64, 96, 224])
+def test_a_deep_convnet_works_as_long_on_any_size(side) -> None:
+    """From 12 to 23 pixels a side are left by its first convolution, of small images all."""
+    model = MODELS["deep_convnet"]((side, side, 3), 10)
+    left = model[1](model[0](torch.rand(1, side, side, 3))).shape[2]
+    assert left == side if side < 24 else 12 <= left < 24
 
 
 def lying(x: torch.Tensor, order: str) -> torch.Tensor:
@@ -110,7 +126,8 @@ def test_resnet_gradients_are_those_of_plain_convolutions(monkeypatch) -> None:
     ours = gradients()
     monkeypatch.setattr(Conv, "forward", torch.nn.Conv2d.forward)
     for a, b in zip(ours, gradients(), strict=True):
-        assert (a - b).norm() <= 1e-12 * b.norm()
+        # Twenty batch norms amplify what rounding differs with the number of threads.
+        assert (a - b).norm() <= 1e-11 * b.norm()
 
 
 def test_randn_draws_every_parameter_from_the_standard_normal() -> None:

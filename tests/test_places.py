@@ -186,7 +186,7 @@ def test_a_runs_memory_goes_by_the_history(make: Make) -> None:
     told = []
     for dataset in ("teamA/images", "./teamA/images", "teamB/images"):
         with asleep():
-            settings = open_session(find_dataset(dataset), "cpu", [], "").settings
+            settings = open_session(find_dataset(dataset), "cpu", [], "", (0, 0)).settings
         assert settings.dataset == home(dataset)
         told.append(shlex.split(settings.command)[2])
     assert [find_place(each) for each in told] == [

@@ -91,6 +91,7 @@ LONG = "x" * 200
         ([CAT, DOG], [DOG, CAT], ["value: in another order"]),
         ({"a": CAT}, {"a": CAT, "b": DOG}, ["decode[training/dog] new here"]),
         ({"a": CAT}, {"b": CAT}, ["value: b added, a removed"]),
+        ([CAT, None], [None, CAT], ["value: its inputs stand in other places"]),
         (CAT, replace(CAT, digest="34" * 32), ["decode[training/cat] changed"]),
         (CAT, [CAT, DOG], ["decode[training/dog] new here"]),
         (1, 1.0, ["value 1 -> 1.0"]),
@@ -158,7 +159,7 @@ def climb_thrice(project: str, data: str, clean: str) -> dict[str, Any]:
     from tasks.caching.plan import asleep
     from tasks.rungs.ladders import read_recipes
 
-    options = {"recipes": read_recipes(Path(project) / "recipes.toml")}
+    options = {"recipes": read_recipes(Path(project) / "recipes.toml"), "which": "post"}
     os.environ["STEPLADDER_DATA"] = data
     with asleep() as planned:
         ladder.fn("tiny", **options)

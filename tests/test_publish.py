@@ -10,9 +10,9 @@ from typing import NamedTuple
 import pytest
 from test_report import HOSTILE, Page, climb, shape_of
 
-from tasks.caching.cues import FIRST
+from tasks.caching.differences import FIRST
 from tasks.caching.plan import Planned
-from tasks.caching.refs import Outcome
+from tasks.caching.refs import Outcome, Ref
 from tasks.report.artifacts import ladder_table, plan_table, stages_table
 from tasks.report.comparison import comparison, moved
 from tasks.report.publish import place
@@ -41,6 +41,12 @@ def stored(started: str, key: str, **changes: object) -> Stored:
     return Stored(files | {"results.json": text.encode()}, key)
 
 
+def ran(label: str, *why: str) -> dict[str, Ref]:
+    """That a training ran, as a session tells it."""
+    name = f"train[{label}]"
+    return {name: Ref(name, outcome=Outcome("ran", why, 1.0))}
+
+
 def read(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
@@ -56,10 +62,11 @@ def test_a_first_run_is_compared_with_nothing(tmp_path: Path) -> None:
 def test_a_second_run_says_what_moved_beyond_luck_and_why(tmp_path: Path) -> None:
     """One rung better by far, one as before: the page, the Markdown and results.json say so."""
     first = place(stored(FIRST_RUN, "a" * 64, rights=(0.5, 0.8)), {}, tmp_path / "cache")
-    outcomes = {
-        "train[linear, cross_entropy, seed 1]": Outcome("ran", (FIRST, "lr 1.0 -> 0.5"), 1.0)
-    }
-    second = place(stored(SECOND_RUN, "b" * 64), outcomes, tmp_path / "cache")
+    second = place(
+        stored(SECOND_RUN, "b" * 64),
+        ran("linear, cross_entropy, seed 1", FIRST, "lr 1.0 -> 0.5"),
+        tmp_path / "cache",
+    )
     compared = read(second)["compared"]
     assert (compared["run"], compared["same_images"]) == (first.name, True)
     rows = {row["label"]: row for row in compared["rows"]}
@@ -134,8 +141,8 @@ def test_hostile_names_make_no_tag_in_a_comparison(tmp_path: Path) -> None:
         place(
             Stored(first.files | {"results.json": json.dumps(old).encode()}, first.key), {}, cache
         )
-        outcomes = {"train[linear, cross_entropy, seed 0]": Outcome("ran", (why,), 1.0)}
-        second = place(stored(SECOND_RUN, "b" * 64), outcomes, cache)
+        stages = ran("linear, cross_entropy, seed 0", why)
+        second = place(stored(SECOND_RUN, "b" * 64), stages, cache)
         page = Page((second / "report.html").read_bytes())
         assert all(name in page.text for name in names)
         shapes.append(shape_of(page))

@@ -14,6 +14,7 @@ import pytest
 from flows import quick
 from flows.quick import Memory, mark_cached
 from flows.watch import Seen
+from tasks.caching import traces
 
 
 @pytest.fixture
@@ -62,6 +63,25 @@ def test_the_same_again_is_recalled(remembered, tmp_path: Path) -> None:
     assert known.folder == tmp_path / "reports/images/one"
 
 
+@pytest.mark.parametrize("path", ["images/training/7/deep/er/2.png", "images/other/3.png"])
+@pytest.mark.parametrize("options", [{}, {"labels": "m"}, {"class_from": "x"}])
+def test_all_that_a_layout_reads_is_looked_at(
+    remembered, tmp_path: Path, options: dict[str, str], path: str
+) -> None:
+    """Class folders without splits and folders below a class, links among them no trap."""
+    if not options:
+        (tmp_path / "images/testing").rename(tmp_path / "images/dogs")
+    (tmp_path / "images/training/7/deep/er").mkdir(parents=True)
+    (tmp_path / "images/training/7/deep/loop").symlink_to(tmp_path / "images")
+    extra = tmp_path / "images/other"
+    extra.mkdir()
+    time.sleep(0.1)
+    remembered(**options).keep(tmp_path / "reports/images/one", stages=["report"])
+    assert remembered(**options).recall() is not None
+    (tmp_path / path).write_text("new")
+    assert remembered(**options).recall() is None
+
+
 def test_other_options_are_another_run(remembered) -> None:
     assert remembered(epochs=3).recall() is None
 
@@ -97,6 +117,19 @@ def test_any_change_is_seen(remembered, tmp_path: Path, path: str, change: str) 
     else:
         file.rename(file.with_name("other"))
     assert remembered().recall() is None
+
+
+def test_images_whose_stat_cannot_change_are_no_glance(remembered, monkeypatch) -> None:
+    monkeypatch.setattr(quick, "stat_tells", lambda folder: folder.name != "testing")
+    assert remembered().recall() is None
+
+
+def test_another_processor_or_disk_is_seen(remembered, monkeypatch) -> None:
+    for name in ("processor", "disk_of"):
+        with monkeypatch.context() as patch:
+            patch.setattr(quick, name, lambda *_: "another")
+            assert remembered().recall() is None
+    assert remembered().recall() is not None
 
 
 def test_other_places_to_import_from_are_seen(remembered, tmp_path: Path, monkeypatch) -> None:
@@ -163,7 +196,7 @@ def test_only_what_a_scan_looks_at_is_looked_at(
         for name in ("up", "again"):
             (images / place / name).symlink_to(images)
     remembered()
-    assert len(folders) < 30
+    assert len(folders) < 40
 
 
 def test_another_latest_report_is_seen(remembered, tmp_path: Path) -> None:
@@ -205,3 +238,35 @@ def test_rungs_are_noted_as_cached_once(tmp_path: Path) -> None:
     inode = path.stat().st_ino
     mark_cached(tmp_path)
     assert path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("change", ["file", "new", "folder", "variable"])
+def test_what_the_bodies_asked_for_is_looked_at(
+    remembered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """A file that was read, one that was missing, a folder's names, a variable."""
+    monkeypatch.setenv("FP_ASKED", "1")
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked/limits.json").write_text("1")
+    time.sleep(0.1)
+    names = [f"{tmp_path}/asked/limits.json", f"{tmp_path}/asked/none", f"{tmp_path}/asked/",
+             "$FP_ASKED"]  # fmt: skip
+    memory = remembered(epochs=7)
+    memory.hold({name: traces.now(name) for name in names})
+    memory.keep(tmp_path / "reports/images/one", stages=["report"])
+    assert remembered(epochs=7).recall() is not None
+    if change == "variable":
+        monkeypatch.setenv("FP_ASKED", "2")
+    else:
+        name = {"file": "limits.json", "new": "none", "folder": "more"}[change]
+        (tmp_path / "asked" / name).write_text("2")
+    assert remembered(epochs=7).recall() is None
+
+
+def test_what_has_changed_since_a_body_asked_for_it_bars_the_short_cut(
+    remembered, tmp_path: Path
+) -> None:
+    memory = remembered(epochs=8)
+    memory.hold({"$FP_SET": "=0"})
+    memory.keep(tmp_path / "reports/images/one", stages=["report"])
+    assert remembered(epochs=8).recall() is None

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from tasks.caching.basics import LadderError
-from tasks.rungs.ladders import cross, default_ladder, label, left_out, read_recipes
+from tasks.rungs.ladders import (
+    cross,
+    fitting_ladder,
+    label,
+    ladder_for,
+    left_out,
+    mirror_trial,
+    passes,
+    post_ladder,
+    read_recipes,
+    select,
+)
 from tasks.rungs.recipes import DEFAULTS, Recipe
 
 LINEAR = "[[recipe]]\nmodel = 'linear'\nloss = 'cross_entropy'\n"
@@ -19,9 +30,9 @@ def quick(model: str = "linear", **fields: Any) -> Recipe:
     return Recipe(model=model, loss="cross_entropy", **({"epochs": 3, "batch_size": 16} | fields))
 
 
-def test_the_default_ladder_is_the_posts_climb() -> None:
+def test_the_posts_ladder_is_the_posts_climb() -> None:
     """Six rungs; linear and mlp as in the post, resnet18 with four one-cycle epochs."""
-    ladder = default_ladder()
+    ladder = post_ladder()
     assert [(r.model, r.loss) for r in ladder] == [
         ("linear", "sigmoid_mse"),
         ("linear", "softmax_mse"),
@@ -38,15 +49,57 @@ def test_the_default_ladder_is_the_posts_climb() -> None:
 
 def test_what_a_part_of_the_ladder_leaves_out() -> None:
     """Rungs that are not there, and epochs that are fewer; more rungs leave nothing out."""
-    whole = default_ladder()
-    assert left_out(whole) == left_out([*whole, quick("mlp", epochs=1)]) == []
-    assert left_out(whole[2:]) == ["linear, sigmoid_mse", "linear, softmax_mse"]
+    whole = post_ladder()
+    assert left_out(whole, whole) == left_out([*whole, quick("mlp", epochs=1)], whole) == []
+    assert left_out(whole[2:], whole) == ["linear, sigmoid_mse", "linear, softmax_mse"]
     short = [recipe.model_copy(update={"epochs": 2}) for recipe in whole[3:]]
-    assert left_out([*whole[:3], *short]) == [
+    assert left_out([*whole[:3], *short], whole) == [
         "mlp, cross_entropy (2 of 41 epochs)",
         "resnet18, cross_entropy (2 of 4 epochs)",
     ]
-    assert len(left_out([Recipe(model="mlp", loss="softmax_mse")])) == 6
+    assert len(left_out([Recipe(model="mlp", loss="softmax_mse")], whole)) == 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "images", "like_mnist"),
+    [
+        ((28, 28), 60_000, True),
+        ((32, 32), 10_000, True),
+        (None, 9, True),  # no image can be decoded: whatever is climbed will say so
+        ((28, 28), 9_999, False),
+        ((8, 8), 1_617, False),  # the sample
+        ((28, 33), 60_000, False),
+        ((28, 28, 3), 60_000, False),
+    ],
+)
+def test_a_ladder_fits_its_images(shape, images, like_mnist) -> None:
+    """The post's where images are as MNIST's; any images climb the post's when asked to."""
+    assert (ladder_for(shape, images) == post_ladder()) == like_mnist
+    assert ladder_for(shape, images, "post") == post_ladder()
+
+
+def test_a_ladder_that_fits_sees_few_images_more_often() -> None:
+    """From 4 to 40 epochs; shifts grow with the images; whether to mirror is measured."""
+    sizes = {10**6: 4, 100_000: 10, 60_000: 16, 10_000: 16, 3_000: 33, 1_600: 40, 1: 40}
+    assert {images: passes(images) for images in sizes} == sizes
+    small, large = fitting_ladder((8, 8), 1_600), fitting_ladder((32, 40, 3), 60_000)
+    assert [r.model for r in small] == [r.model for r in large]
+    assert [r.shift for r in small] == [0, 0, 1]
+    assert [r.shift for r in large] == [0, 0, 2]
+    assert fitting_ladder((4096, 4096), 9)[-1].shift == 16
+    assert {(r.init, r.flip, r.normalize) for r in small + large} == {("default", "auto", True)}
+
+
+def test_one_trial_tells_all_rungs_whether_to_mirror() -> None:
+    """Briefly and without mirrors, whichever of them ask; none asks in the post's ladder."""
+    ladder = fitting_ladder((32, 32, 3), 50_000)
+    trial = mirror_trial(ladder, 50_000)
+    assert trial
+    assert (trial.model, trial.flip, trial.epochs) == ("deep_convnet", False, 2)
+    assert mirror_trial(ladder[:1] + post_ladder(), 50_000) == trial
+    assert mirror_trial(post_ladder(), 50_000) is None
+    few = [mirror_trial(ladder, images) for images in (3_000, 30)]
+    assert [each.epochs for each in few if each] == [12, 16]
 
 
 def test_what_is_given_beats_a_models_defaults() -> None:
@@ -74,8 +127,8 @@ def test_every_field_explains_itself() -> None:
             if kind["type"] in ("integer", "number"):
                 assert {"minimum", "exclusiveMinimum"} & kind.keys(), name
                 assert {"maximum", "exclusiveMaximum"} & kind.keys(), name
-            else:
-                assert kind.get("enum") or kind["const"], name
+            elif kind["type"] != "boolean":
+                assert {"enum", "const", "pattern", "maxLength"} & kind.keys(), name
 
 
 @pytest.mark.parametrize(
@@ -87,7 +140,10 @@ def test_every_field_explains_itself() -> None:
             "unknown loss 'cross_entropie', did you mean 'cross_entropy'?",
         ),
         ({"epoch": 3}, "unknown field 'epoch', did you mean 'epochs'?"),
-        ({"model": "zzz"}, "unknown model 'zzz', choose from linear, mlp, convnet, resnet18"),
+        (
+            {"model": "zzz"},
+            "unknown model 'zzz', choose from linear, mlp, convnet, deep_convnet, resnet18",
+        ),
     ],
 )
 def test_unknown_names_suggest_the_nearest(fields, message) -> None:
@@ -105,6 +161,35 @@ def test_cross_spans_models_losses_and_seeds() -> None:
     assert {r.optimizer for r in recipes} == {"sgd", "adamw"}
     with pytest.raises(LadderError, match="unknown field 'seed', did you mean 'seeds'"):
         cross(["linear"], ["cross_entropy"], seed=3)
+
+
+def test_a_list_of_values_spans_a_sweep() -> None:
+    """In [cross], and in fields set for all recipes of a ladder; labels tell them apart."""
+    recipes = cross(["linear", "mlp"], ["cross_entropy"], lr=[0.1, 0.01], batch_size=[64, "auto"])
+    assert [(each.model, each.lr, each.batch_size) for each in recipes][:5] == [
+        ("linear", 0.1, 64), ("linear", 0.1, "auto"), ("linear", 0.01, 64),
+        ("linear", 0.01, "auto"), ("mlp", 0.1, 64),
+    ]  # fmt: skip
+    assert [*label(recipes)][1] == "linear, cross_entropy, seed 0, batch_size auto, lr 0.1"
+    ladder = post_ladder()
+    kept = select(ladder, 2, "*mlp*", {"seed": [0, 1], "lr": 0.5})
+    assert kept == [quick("mlp", batch_size=256, epochs=2, lr=0.5, seed=seed) for seed in (0, 1)]
+    assert select(ladder, None, "*", {}) == ladder
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lrr": 1}, "unknown field 'lrr', did you mean 'lr'?"),
+        ({"lr": []}, "lr: an empty list leaves nothing to train; give a value"),
+        ({"lr": [0.1, "x"]}, "lr: 'x' is not a number above 0"),
+        ({"lr": [[0.1]]}, r"lr: \[0.1\] is not a number above 0"),
+        ({"seed": [*range(1001)]}, "these cross to 6,006 recipes; at most 1,000"),
+    ],
+)
+def test_what_spans_no_sweep_is_one_line(fields, message) -> None:
+    with pytest.raises(LadderError, match=message):
+        select(post_ladder(), None, "*", fields)
 
 
 def test_recipes_come_from_toml(tmp_path) -> None:

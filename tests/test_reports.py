@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from test_publish import FIRST_RUN, SECOND_RUN, stored
 
-from flows.reports import compare, find_report, has_screen, open_report, print_comparison
+from flows.cli import _meant
+from flows.listing import datasets
+from flows.reports import (
+    compare,
+    dataset_of_latest,
+    figures,
+    find_report,
+    has_screen,
+    open_report,
+    print_comparison,
+)
 from tasks.caching.basics import LadderError
 from tasks.caching.places import find_place
 from tasks.report.publish import place
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -126,3 +141,73 @@ def test_a_run_of_another_version_is_said_to_be_one(runs: list[Path]) -> None:
     path.write_text(json.dumps(results))
     with pytest.raises(LadderError, match="written by another version"):
         compare("20240101", "20240102")
+
+
+# What the command line tells of them
+
+
+def offered(*words: str) -> list[str]:
+    """What the shell is told after these words, by the line that its script calls."""
+    command = [sys.executable, "-m", "flows.cli", "__complete", *words]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = ended.stdout.splitlines()
+    found = [line.partition("\t")[0] for line in lines if not line.startswith("\x1f")]
+    return sorted(filter(None, found))
+
+
+def test_the_shell_completes_datasets_runs_stages_and_models(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    """By what is there now; a dataset of one's own, a run's name, a stage of the latest report."""
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    assert offered("run", "") == ["mnist", "pets", "sample"]
+    assert {*offered("open", "")} == {"shelf", *(run.name for run in runs)}
+    assert runs[0].name in offered("compare", "20240101")
+    assert "decode[training/apple]" in offered("why", "")
+    assert {"linear", "resnet18"} <= {*offered("run", "sample", "--models", "")}
+    assert "cross_entropy" in offered("run", "sample", "--losses", "")
+    assert offered("models", "rollback", "") == []
+
+
+def test_datasets_are_listed_with_their_runs(
+    runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each dataset: how many runs, the latest and its accuracy; what is not fetched is said."""
+    datasets(json=True)
+    listed = {each["dataset"]: each for each in json.loads(capsys.readouterr().out)["datasets"]}
+    assert listed["shelf"] == {
+        "dataset": "shelf", "there": True, "runs": 2, "latest": runs[1].name,
+        "rung": "linear, cross_entropy, seed 1", "accuracy": 0.9, "model": None,
+    }  # fmt: skip
+    assert not listed["mnist"]["there"]
+    (runs[1] / "results.json").write_text("{")
+    datasets()
+    printed = capsys.readouterr().out
+    assert re.search(r"shelf +2 +20240102000000-bbbbbbbb +- +-", printed)
+    assert "not fetched yet" in printed
+
+
+def test_a_runs_json_holds_its_figures(runs: list[Path]) -> None:
+    told = figures(runs[1])
+    results = json.loads((runs[1] / "results.json").read_text())
+    assert told["headline"] == results["headline"]
+    assert told["best"] == "linear, cross_entropy, seed 1"
+    assert [each["testing_accuracy"] for each in told["rungs"]] == [0.5, 0.9]
+    assert [each["accuracy"] for each in told["baselines"]][:2] == [0.4, 0.4]
+    json.dumps(told)
+
+
+def test_the_dataset_of_the_latest_run_is_meant_where_none_is_given(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`why STAGE` says of which dataset it speaks."""
+    path = runs[1] / "results.json"
+    results = json.loads(path.read_text())
+    results["environment"]["command"] = "stepladder run '/my pets' --epochs 2"
+    path.write_text(json.dumps(results))
+    assert dataset_of_latest() == "/my pets"
+    assert _meant("") == "/my pets"
+    assert "of /my pets; another dataset comes after the stage" in capsys.readouterr().err
+    path.write_text("{")
+    assert _meant("") == "sample"
+    assert _meant("mnist") == "mnist"

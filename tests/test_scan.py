@@ -129,7 +129,7 @@ def test_whatever_is_not_used_has_a_line_with_the_reason(write_dataset: Write, r
     for folder in ("cat/more", "cat/folder.png", ".cache", "__MACOSX", "@eaDir", "lost+found"):
         (path / "training" / folder).mkdir()
     os.mkfifo(cat / "pipe.png")
-    for folder in ("val/cat", "extra", ".git", "$RECYCLE.BIN"):
+    for folder in ("unused/cat", "extra", ".git", "$RECYCLE.BIN"):
         (path / folder).mkdir(parents=True)
     for file in ("README.md", "testing/labels.csv", "testing/Thumbs.db", "testing/desktop.ini"):
         (path / file).touch()
@@ -144,15 +144,14 @@ def test_whatever_is_not_used_has_a_line_with_the_reason(write_dataset: Write, r
         "animals/$RECYCLE.BIN: left by a system, no images",
         "animals/.git: hidden",
         "animals/README.md: a file beside training and testing",
-        "animals: a folder beside training and testing, not used (2: extra, val)",
-        "testing/dog: not .png, .jpg or .jpeg "
+        "animals: a folder beside training and testing, not used (2: extra, unused)",
+        "testing/dog: .txt is no image that is read "
         "(1,000: 0000.txt, 0001.txt, 0002.txt, 0003.txt, 0004.txt, ...)",
         "testing: left by a system, no images (2: Thumbs.db, desktop.ini)",
         "testing: not in a class folder (2: labels.csv, link)",
         "training/.cache: hidden",
-        "training/cat/notes.txt: not .png, .jpg or .jpeg",
+        "training/cat/notes.txt: .txt is no image that is read",
         "training/cat/pipe.png: not a regular file",
-        "training/cat: a folder inside a class folder (2: folder.png, more)",
         "training/cat: hidden (2: .DS_Store, .hidden.png)",
         "training: left by a system, no images (3: @eaDir, __MACOSX, lost+found)",
     ]
@@ -197,27 +196,30 @@ SURROGATE = b"\xff".decode(errors="surrogateescape")
     ("acts", "lines"),
     [
         ([shutil.rmtree], ["animals: no such folder; give"]),
-        ([remove("training")], ["no folder training or train; a dataset is laid out"]),
+        ([remove("training")], ["no folder training or train; a dataset is laid out as train"]),
         ([remove("training"), remove("testing")],
-         ["no folder training or train and no folder testing or test or valid; a dataset is"]),
-        ([rename("training", "Training "), rename("testing", "val")],
-         ["; if 'Training ' is meant, rename it to training; if 'val' is meant, rename it to te"]),
-        ([make("train"), make("valid")],
-         ["has both training and train; keep one", "has both testing and valid; keep one"]),
+         ["animals has no class folders; a dataset is laid out as"]),
+        ([rename("training", "trainnig")],
+         ["folder training or train; .*; if 'trainnig' is meant, rename it to training"]),
+        ([rename("training", "trainnig"), rename("testing", "tesing")],
+         ["no folder training or train and no folder testing or test; .*; if 'trainnig' is meant, "
+          "rename it to training; if 'tesing' is meant, rename it to testing"]),
+        ([make("Train"), make("test-2")],
+         ["has both Train and training; keep one", "has both test-2 and testing; keep one"]),
         ([remove("training"), link("training", "training")], ["no folder training or train"]),
         ([remove("testing"), link("testing", "training")],
-         ["animals/training and .*animals/testing are one folder"]),
+         ["animals/training and .*animals/testing are one folder: they need other images"]),
         ([remove("testing/cat"), link("testing/cat", "../training/cat")],
          ["training/cat and .*testing/cat are one folder: each needs images of its own"]),
         ([remove("training/cat"), make("training/emu"), remove("testing/dog"), make("testing/emu")],
          ["training lacks the class cat: add .*training/cat or remove .*testing/cat",
           "testing lacks the class dog: add .*testing/dog or remove .*training/dog",
           "training/emu holds no .*: add images to it, or remove the class emu from training and t",
-          "testing/emu holds no .png, .jpg or .jpeg: add images to it, or remove the class emu"]),
-        ([make("testing/emu"), make("training/emu"), put("training/emu/x.bmp"),
+          "testing/emu holds no images: add images to it, or remove the class emu"]),
+        ([make("testing/emu"), make("training/emu"), put("training/emu/x.raw"),
           make("testing/emu/a"), make("testing/emu/b")],
-         ["training/emu holds no .png, .jpg or .jpeg, only x.bmp: add",
-          "testing/emu holds no .png, .jpg or .jpeg, only a, b: add"]),
+         ["training/emu holds no images, only x.raw: add",
+          "testing/emu holds no images, only a, b: add"]),
         ([remove("training"), make("training")], ["training has no class folders; make one"]),
         ([remove("training"), make("training"), put("training/a.png"), put("training/b.jpg")],
          ["training has no class folders but 2 images; make one folder of images per class"]),
@@ -355,6 +357,21 @@ def test_an_unchanged_dataset_is_not_read_again_and_nothing_is_written(
     assert were_read == []
     assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in root.rglob("*.arrow")} == before
     assert not list(root.rglob("*.tmp"))
+
+
+@pytest.mark.usefixtures("settled")
+def test_where_stat_cannot_change_all_is_read(
+    write_dataset: Write, root: Path, were_read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another image mounted in place of one, its times clamped to the same: all is read anew."""
+    path = write_dataset()
+    first = scan(path, root)
+    were_read.clear()
+    assert digests(scan(path, root)) == digests(first)
+    assert were_read == []
+    monkeypatch.setattr("tasks.images.scan.stat_tells", lambda _folder: False)
+    assert digests(scan(path, root)) == digests(first)
+    assert were_read
 
 
 @pytest.mark.usefixtures("settled")
@@ -509,7 +526,7 @@ def test_a_file_of_many_reads_is_read_whole(tmp_path: Path) -> None:
 
 def test_progress_ends_at_its_total(write_dataset: Write, root: Path) -> None:
     calls: list[tuple[int, int, str]] = []
-    scan(write_dataset(), root, Run(progress=lambda *call: calls.append(call)))
+    scan(write_dataset(), root, run=Run(progress=lambda *call: calls.append(call)))
     assert calls[0] == (0, 4, "training/cat")
     assert calls[-1][:2] == (4, 4)
 

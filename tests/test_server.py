@@ -200,3 +200,30 @@ def test_a_servers_log_is_read_for_errors() -> None:
         "\x1b[31mERROR\x1b[0m:    Exception in ASGI application",
     ]
     assert errors_in("\n".join(lines)) == [*lines[1:4], "ERROR:    Exception in ASGI application"]
+
+
+FOREIGN = """
+import urllib.error, urllib.request
+from flows.server import TemporaryServer
+server = TemporaryServer()
+server.begin()
+with server.use():
+    from prefect.client.orchestration import get_client
+    with get_client(sync_client=True) as client:
+        print(client.request("POST", "/flows/filter", json={}).status_code)
+    url = f"http://127.0.0.1:{server._port}/api/flows/filter"
+    headers = {"origin": "https://example.org", "content-type": "text/plain"}
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, b"{}", headers))
+    except urllib.error.HTTPError as error:
+        answer = error
+    print(answer.status, answer.headers.get("access-control-allow-origin"))
+"""
+
+
+def test_a_web_page_cannot_use_it(no_server: Path) -> None:
+    """A foreign origin that posts what needs no leave of a browser is refused; the run is not."""
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["200", "401 None"]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import re
 import signal
 import stat
 import time
+from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from tasks.caching.basics import DamagedError, LadderError, write_atomic
+from tasks.caching.call import Settings
+from tasks.caching.session import Session
 from tasks.caching.store import Store
-from tasks.caching.values import Stack, Weights
+from tasks.caching.values import Stack, Weights, content_digest
 
 VALUE = {
     "stack": Stack(
@@ -139,9 +145,73 @@ def test_a_settled_file_is_trusted_by_stat_and_a_touched_one_is_read(store: Stor
     assert (store.root / "records/stage/key.json").read_bytes() != record
 
 
-@pytest.mark.parametrize("value", [float("nan"), {1: 2}, {"$stack": 1}, object(), (1, 2)])
-def test_what_would_not_come_back_is_refused(store: Store, value: object) -> None:
-    with pytest.raises((TypeError, ValueError)):
+KINDS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+         "float16", "bfloat16", "float32", "float64")  # fmt: skip
+SHAPES = ((), (1,), (0,), (3,), (2, 3), (0, 3), (3, 0), (2, 0, 3), (2, 3, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_tensors_of_every_kind_and_shape_come_back(store: Store, kind: str, shape: tuple) -> None:
+    """And are Arrow files that pyarrow opens."""
+    dtype = getattr(torch, kind)
+    tensor = (torch.arange(24)[: math.prod(shape)] % 3).reshape(shape).to(dtype)
+    record = store.put("stage", "key", {"value": [tensor]}, 1.0, {})
+    (value,) = store.load(record.value)["value"]
+    assert value.dtype == dtype
+    assert value.shape == shape
+    assert torch.equal(value.double(), tensor.double())
+    with pa.OSFile(str(next((store.root / "files").glob("*.arrow")))) as file:
+        pa.ipc.open_file(file).read_all().validate(full=True)
+
+
+def test_each_kind_and_shape_has_a_digest_of_its_own() -> None:
+    zeros = [torch.zeros(shape, dtype=getattr(torch, kind)) for kind in KINDS for shape in SHAPES]
+    others = [(1, 2), [1, 2], (1.0, 2), float("nan"), float("inf"), "nan", (), [], {}]
+    digests = [content_digest(value) for value in (*zeros, *others)]
+    assert len({*digests}) == len(digests)
+
+
+@pytest.mark.parametrize(
+    "value", [(1, (2, "a")), (), float("inf"), -float("inf"), {"a": (torch.ones(1),)}], ids=str
+)
+def test_tuples_and_infinities_come_back(store: Store, value: object) -> None:
+    record = store.put("stage", "key", [value, float("nan")], 1.0, {})
+    loaded, nan = store.load(store.get("stage", "key").value)
+    assert loaded == value
+    assert type(loaded) is type(value)
+    assert math.isnan(nan)
+    assert record.digest == content_digest([value, float("nan")])
+
+
+def test_a_subclass_of_dict_comes_back_as_a_dict(store: Store) -> None:
+    record = store.put("stage", "key", OrderedDict(a=1), 1.0, {})
+    assert type(store.load(record.value)) is dict
+
+
+class Named(NamedTuple):
+    """Which would come back as a tuple without names."""
+
+    a: int
+
+
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        ({1: 2}, "str(key)"),
+        ({"$stack": 1}, "texts without a leading $"),
+        ({"$tuple": [1]}, "texts without a leading $"),
+        (object(), "return tensors, numbers, texts"),
+        (Named(1), "return tensors, numbers, texts"),
+        (1j, "return tensors, numbers, texts"),
+        (torch.zeros(2, dtype=torch.complex64), "torch.view_as_real"),
+        (torch.eye(2).to_sparse(), "Tensor.to_dense"),
+    ],
+    ids=lambda value: type(value).__name__ if type(value) is object else str(value),
+)
+def test_what_would_not_come_back_is_refused(store: Store, value: object, advice: str) -> None:
+    """With what to do."""
+    with pytest.raises(LadderError, match=re.escape(advice)):
         store.put("stage", "key", {"value": value}, 1.0, {})
     assert store.get("stage", "key") is None
 
@@ -156,10 +226,45 @@ def test_a_write_that_fails_names_the_path_and_leaves_nothing(tmp_path: Path) ->
 
 
 def test_only_data_formats_are_ever_read() -> None:
-    """No module imports pickle, or calls anything of other libraries that loads it."""
-    forbidden = r"\b(import|from) (pickle|cloudpickle|joblib|marshal|shelve)\b|\b(torch|np)\.load\("
+    """No module imports pickle, or calls anything of other libraries that loads all of it.
+
+    torch.load with weights_only reads tensors and plain containers, and runs nothing.
+    """
+    forbidden = r"\b(import|from) (pickle|cloudpickle|joblib|marshal|shelve)\b|"
+    forbidden += r"(?<!safetensors\.)\b(torch|np)\.load\("
     for path in Path(__file__).parents[1].joinpath("tasks").rglob("*.py"):
-        assert not re.search(forbidden, path.read_text()), path
+        source = re.sub(r"torch\.load\([^\n]*weights_only=True\)", "", path.read_text())
+        if path.name == "source.py":  # reads bytecode that Python is about to run, and runs none
+            source = source.replace("import marshal\n", "")
+        if path.name == "memory.py":  # writes pickles, for their digest alone
+            assert not re.search(r"pickle\.(load|Unpickler|_)", source)
+            source = source.replace("import pickle\n", "")
+        assert not re.search(forbidden, source), path
+
+
+def test_what_nobody_took_up_for_a_week_is_cleared_by_the_next_run(store: Store) -> None:
+    """Of what failed and killed runs leave; a checkpoint that is in use or may be stays."""
+    days = {"a" * 64: 8, "b" * 64: 6, "c" * 64 + "-host-7": 8, "d" * 64: 8, "notes": 8}
+    for name, age in days.items():
+        checkpoint = store.root / "scratch" / name / "checkpoint"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        then = time.time() - age * 86_400
+        os.utime(checkpoint, (then, then))
+        os.utime(checkpoint.parent, (then, then))
+    left = store.root / "sessions" / ("e" * 32)
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    elsewhere = store.root / "elsewhere"
+    (store.root / "scratch" / ("f" * 64)).symlink_to(elsewhere)
+    elsewhere.mkdir()
+    os.utime(elsewhere, (0, 0))
+    store.scratch("d" * 64)  # a training goes on from it
+    Session(Settings(str(store.root), "tiny")).begin()
+    kept = {path.name for path in (store.root / "scratch").iterdir()}
+    assert kept == {"b" * 64, "d" * 64, "f" * 64, "notes"}
+    assert not left.exists()
+    assert elsewhere.exists()
 
 
 def hold(root: Path, ready, seconds: float) -> None:

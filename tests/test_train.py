@@ -18,22 +18,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from tasks.caching import machine
 from tasks.caching.basics import LadderError
 from tasks.caching.fingerprint import fingerprint
 from tasks.caching.stage import Run
 from tasks.caching.values import Stack
+from tasks.images.drawing import draw, held_out_of
+from tasks.report.findings import together
 from tasks.rungs import recording
 from tasks.rungs.building import initialize, new_model
+from tasks.rungs.calibrate import calibrated
 from tasks.rungs.course import batches, course, shifted
 from tasks.rungs.losses import LOSSES
-from tasks.rungs.measure import load_model, probabilities
+from tasks.rungs.measure import answers, load_model, threads
 from tasks.rungs.models import MODELS
 from tasks.rungs.optimizers import OPTIMIZERS, SCHEDULES, one_cycle, triangular
 from tasks.rungs.recipes import Recipe
 from tasks.rungs.recording import repeated
-from tasks.rungs.split import draw, held_out_of, split
-from tasks.rungs.train import threads, train
+from tasks.rungs.split import split
+from tasks.rungs.train import best_epoch, train
+from tests.climbing import climbed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,7 +68,7 @@ def quick(model: str = "linear", **fields: Any) -> Recipe:
 def fitted(recipe: Recipe, **arguments: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"training": pictures(), "testing": pictures(seed=1)} | arguments
     classes = ["a", "b", "c"][: len(given["training"])]
-    return train.fn(classes=classes, recipe=recipe, **given)
+    return together(climbed(recipe=recipe, classes=classes, **given))
 
 
 def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -88,14 +91,14 @@ def test_a_training_reaches_what_its_recipe_names_and_no_other() -> None:
     fields = {"model": "mlp", "loss": "softmax_mse", "optimizer": "adamw", "schedule": "one_cycle"}
     names = (MODELS, LOSSES, OPTIMIZERS, SCHEDULES)
     parts = {each.__name__: each for registry in names for each in registry.values()}
-    code = fingerprint(train.fn, {"recipe": Recipe(**fields), "training": [], "testing": []}).code
+    code = fingerprint(train.fn, {"recipe": Recipe(**fields), "training": [], "watched": []}).code
     reached = {unit.rpartition(".")[2] for unit in code} & parts.keys()
     assert reached == {"mlp", "softmax_mse", "AdamW", "one_cycle"}
 
 
 def test_small_models_get_one_thread() -> None:
     """A second one slows them down, and on a GPU none has use for it.  No more than cores."""
-    assert [threads(model, 2, "cpu") for model in MODELS] == [1, 1, 2, 2]
+    assert [threads(model, 2, "cpu") for model in MODELS] == [1, 1, 2, 2, 2]
     assert threads("resnet18", 1, "cpu") == 1
     assert {threads(model, 16, "cuda") for model in MODELS} == {1}
 
@@ -119,7 +122,7 @@ def test_equal_images_never_straddle() -> None:
     """Copies of one image, in two classes too, are on one side; labels follow the stacks."""
     one = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
     training = [stack(np.concatenate([s.images.numpy(), one, one])) for s in pictures(n=30)]
-    seen, held, _ = split(training, training, (8, 8), 0.5)
+    seen, held = split(training, training, (8, 8), 0.5)
     inside = [
         (side.images == torch.from_numpy(one)).all((1, 2)).sum().item() for side in (seen, held)
     ]
@@ -139,7 +142,7 @@ def test_no_class_gives_its_last_image_away(validation: float) -> None:
         twins = stack(np.concatenate([equal.images.numpy(), large.images[:1].numpy()]))
         two = stack(pair.images[seed : seed + 2])
         training = [large, two, stack(few.images[seed : seed + 1]), equal, twins]
-        seen, held, _ = split(training, training, (8, 8), validation)
+        seen, held = split(training, training, (8, 8), validation)
         assert set(seen.labels.tolist()) == set(range(5))
         sides = [{image.numpy().tobytes() for image in side.images} for side in (seen, held)]
         assert not sides[0] & sides[1]
@@ -173,16 +176,19 @@ def test_validating_on_testing_trains_on_everything() -> None:
         ({"training": [stack(np.zeros((1, 8, 8), np.uint8))] * 3}, "0 for validation"),
         ({"validation": 1.5}, "between 0 and 1, not 1.5"),
         ({"validation": float("nan")}, "between 0 and 1, not nan"),
-        ({"testing": [stack(np.zeros((0, 8, 8), np.uint8))] * 3}, "0 for testing"),
+        (
+            {"testing": [stack(np.zeros((0, 8, 8), np.uint8))] * 3},
+            "no images in testing/a, testing/b, testing/c: add some",
+        ),
         (
             {"testing": [*pictures()[:2], stack(np.zeros((2, 8, 9), np.uint8))]},
-            r"testing/c has images of shape \[8, 9\], training/a of \[8, 8\]",
+            r"testing/c has images of shape \[8, 9\], testing/a of \[8, 8\]",
         ),
         (
             {"training": [*pictures()[:2], stack(np.zeros((2, 8, 8, 3), np.uint8))]},
             r"training/c has images of shape \[8, 8, 3\].*: save all images as RGB, or all as grey",
         ),
-        ({"testing": pictures()[:2]}, "one training and one testing stack"),
+        ({"testing": pictures()[:2]}, "testing has one stack for each of .* classes, not 2 for 3"),
     ],
 )
 def test_what_cannot_be_trained_on_is_named(arguments, message) -> None:
@@ -303,6 +309,15 @@ def test_every_loss_can_be_recorded(loss, request) -> None:
     plain = fitted(recipe)
     request.getfixturevalue("gpu")
     assert same_bits(fitted(recipe), plain)
+
+
+def test_class_weights_and_augmentations_can_be_recorded(request) -> None:
+    """Weights to the same bits; what an augmentation draws is the recording's own."""
+    recipe = quick("mlp", batch_size=32, epochs=4, class_weights="balanced")
+    plain = fitted(recipe)
+    request.getfixturevalue("gpu")
+    assert same_bits(fitted(recipe), plain)
+    fitted(recipe.model_copy(update={"augment": "cutout"}))
 
 
 @pytest.mark.usefixtures("gpu")
@@ -428,22 +443,12 @@ def test_sgd_decays_when_asked() -> None:
     assert p.grad is None
 
 
-def test_images_that_do_not_fit_in_memory_are_told_before_they_are_gathered(monkeypatch) -> None:
-    monkeypatch.setattr(machine, "LARGE", 100)
-    monkeypatch.setattr(machine, "available_memory", lambda: 7679)
-    says = "to train and measure: 120 images of 8 x 8 take .*: ask for a smaller size, such as"
-    with pytest.raises(LadderError, match=says):
-        split(pictures(), pictures(), (8, 8), "testing")
-
-
 def test_a_loss_that_is_no_number_is_said_in_one_line(monkeypatch) -> None:
-    """The training stops at that epoch's end and names recipe, epoch and remedy."""
+    """The training stops at that epoch's end and names epoch and remedy."""
     monkeypatch.setitem(LOSSES, "cross_entropy", lambda logits, *_: logits.mean() * float("nan"))
     with pytest.raises(LadderError) as error:
         fitted(quick())
-    assert str(error.value) == (
-        "train linear, cross_entropy, seed 0 diverged in epoch 1 (loss nan): lower lr"
-    )
+    assert str(error.value) == "diverged in epoch 1 (loss nan): lower lr"
 
 
 def test_weights_that_are_no_numbers_are_said_too() -> None:
@@ -509,8 +514,8 @@ def test_weights_and_metadata_rebuild_the_model(model) -> None:
     assert json.loads(metadata["preprocessing"])["shape"] == [8, 8]
     assert Recipe.model_validate_json(metadata["recipe"]) == recipe
     rebuilt = load_model(tensors, metadata)
-    said = probabilities(rebuilt, torch.cat([s.images for s in testing]), recipe.precision)
-    assert torch.equal(said, result["probabilities"])
+    said = answers(rebuilt, torch.cat([s.images for s in testing]), recipe.precision)
+    assert torch.equal(calibrated(said, result["temperature"]), result["probabilities"])
 
 
 def test_progress_grows_to_the_end() -> None:
@@ -570,6 +575,62 @@ def test_a_checkpoint_that_is_not_ours_is_ignored(tmp_path, harm) -> None:
     assert same_bits(result, fitted(recipe))
 
 
+# --- the best epoch
+
+
+def test_the_best_epoch_is_kept(tmp_path) -> None:
+    """With the bits of a training that ended there, also when it was killed after it."""
+    recipe = quick("mlp", epochs=9, lr=30.0, keep="best")
+    whole = fitted(recipe)
+    accuracies = [each["validation_accuracy"] for each in whole["history"]]
+    assert whole["epoch"] < 9, "else this shows nothing"
+    assert accuracies[whole["epoch"] - 1] == max(accuracies)
+    shorter = fitted(recipe.model_copy(update={"epochs": whole["epoch"], "keep": "last"}))
+    assert shorter["epoch"] == whole["epoch"]
+    assert torch.equal(whole["held_out"]["logits"], shorter["held_out"]["logits"])
+    assert torch.equal(whole["probabilities"], shorter["probabilities"])
+    killed_after(whole["epoch"] + 1, recipe, tmp_path)
+    assert same_bits(fitted(recipe, run=Run(scratch=tmp_path)), whole)
+
+
+def test_a_training_out_of_patience_stops(tmp_path) -> None:
+    """So many epochs after the best one; more epochs in the recipe change nothing, nor a kill."""
+    recipe = quick("mlp", epochs=30, lr=30.0, patience=2)
+    whole = fitted(recipe)
+    accuracies = [each["validation_accuracy"] for each in whole["history"]]
+    assert whole["epoch"] == len(accuracies) < 30
+    assert best_epoch(whole["history"]) == len(accuracies) - 2
+    assert (
+        whole["history"] == fitted(quick("mlp", epochs=30, lr=30.0))["history"][: len(accuracies)]
+    )
+    assert same_bits(fitted(recipe.model_copy(update={"epochs": 40})), whole)
+    killed_after(len(accuracies), recipe, tmp_path)
+    assert same_bits(fitted(recipe, run=Run(scratch=tmp_path)), whole)
+    kept = fitted(recipe.model_copy(update={"keep": "best"}))
+    assert kept["epoch"] == len(accuracies) - 2
+
+
+def test_classes_can_weigh_alike() -> None:
+    """Gradients are those of torch's weighted loss; equal classes train as without weights."""
+    uneven = [stack(each.images[:n]) for each, n in zip(pictures(), (40, 8, 24), strict=True)]
+    recipe = quick(epochs=1, batch_size=200, lr=0.5, class_weights="balanced")
+    weights = fitted(recipe, training=uneven, validation="testing")["weights"].tensors
+    x = torch.cat([each.images for each in uneven]).float().div(255).flatten(1)
+    y = torch.arange(3).repeat_interleave(torch.tensor([40, 8, 24]))
+    plain = new_model(MODELS["linear"], (8, 8), 3, torch.Generator().manual_seed(0))
+    initialize(plain, "randn", torch.Generator().manual_seed(0))
+    counts = torch.tensor([40.0, 8.0, 24.0])
+    loss = torch.nn.functional.cross_entropy(plain(x), y, weight=72 / (3 * counts))
+    loss.backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(weights[name], parameter.data - 0.5 * parameter.grad)
+    even = {"training": pictures(), "validation": "testing"}
+    weighed, unweighed = (
+        fitted(quick(class_weights=each), **even) for each in ("balanced", "none")
+    )
+    assert same_bits(weighed, unweighed)
+
+
 # --- more epochs
 
 
@@ -606,6 +667,9 @@ def test_a_plan_is_told_whether_more_epochs_go_on_or_start_anew() -> None:
     cyclic = quick("resnet18", epochs=5)
     (words,) = cyclic.remark(cyclic.model_dump(mode="json") | {"epochs": 4})
     assert words == "starts anew, because one_cycle spreads over all epochs"
+    kept = recipe.model_copy(update={"keep": "best"})
+    (words,) = kept.remark(before | {"keep": "best"})
+    assert words == "starts anew, because not the last epoch's weights are kept"
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "triangular"])
@@ -629,6 +693,6 @@ def test_the_posts_linear_rung_on_real_digits() -> None:
     rows = np.arange(len(images)) % 5 == 0
     sides = [[stack(images[m & (digits.target == c)]) for c in range(10)] for m in (~rows, rows)]
     recipe = Recipe(model="linear", loss="cross_entropy")
-    result = train.fn(*sides, [str(c) for c in range(10)], recipe)
+    result = together(climbed(recipe, *sides, [str(c) for c in range(10)]))
     assert result["testing_accuracy"] > 0.85
     assert sum(result["images"].values()) == 1797

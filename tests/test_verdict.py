@@ -38,11 +38,24 @@ def rung(said: np.ndarray, truth: np.ndarray, classes: int, validated: float, n:
     confusion = np.zeros((classes, classes), int)
     np.add.at(confusion, (truth, said), 1)
     return {
-        "history": [{"epoch": 1, "training_loss": 1.0, "validation_accuracy": validated}],
+        "history": [
+            {
+                "epoch": 1,
+                "training_loss": 1.0,
+                "validation_loss": 1.0,
+                "validation_accuracy": validated,
+            }
+        ],
         "testing_accuracy": float((said == truth).mean()),
         "confusion": confusion.tolist(),
         "probabilities": torch.eye(classes)[said],
+        "temperature": 1.5,
+        "lowest_logit": 2.0,
+        "calibration_error": {"before": 0.05, "after": 0.02},
+        "testing_calibration_error": {"before": 0.06, "after": 0.03},
         "parameters": 9,
+        "epoch": 1,
+        "flip": False,
         "device": "cpu",
         "images": {"training": 100, "validation": n, "testing": len(truth)},
     }
@@ -75,11 +88,20 @@ def climbed(
         "rungs": {
             name: rung(each, truth, len(testing), v, 200) for name, (v, each) in answers.items()
         },
-        "recipes": {name: Recipe(model="linear", loss="cross_entropy") for name in said},
+        "recipes": {
+            name: Recipe(model="linear", loss="cross_entropy", lr=1 / (1 + i))
+            for i, name in enumerate(said)
+        },
+        "failed": {},
         "validation": 0.1,
         "skipped": [],
         "left_out": [],
         "home": "shelf",
+        "converted": [],
+        "fit": "crop",
+        "usual": {},
+        "watched": [],
+        "split": "",
         "run": Run(
             outcomes={f"train[{n}]": Outcome("ran", (), s) for n, s in (seconds or {}).items()}
         ),
@@ -114,14 +136,14 @@ def test_a_model_that_never_says_cat_is_no_success() -> None:
     assert floors["commonest class"]["says"] == "other"
     assert results["answer"]["baseline"] == "commonest class"
     assert results["answer"]["verdict"] == "no"
-    assert results["headline"] == "No, machine learning buys nothing here."
+    assert results["headline"] == "No, machine learning is not worth it here."
     assert results["warnings"] == [
-        'mlp never says "cat": 10 testing images of it are all read as something else. '
-        'It says "other" whatever an image shows.'
+        'mlp never predicts "cat": 10 testing images of it are all predicted as something else. '
+        'It predicts "other" whatever an image shows.'
     ]
     text = markdown(results)
-    assert text.index('mlp never says "cat"') < text.index("| rung |")
-    assert 'warning: mlp never says "cat"' in "\n".join(verdict(results))
+    assert text.index('mlp never predicts "cat"') < text.index("| rung |")
+    assert 'warning: mlp never predicts "cat"' in "\n".join(verdict(results))
 
 
 def test_unequal_classes_ask_for_balanced_accuracy_too() -> None:
@@ -229,7 +251,7 @@ def test_the_testing_images_have_no_say_in_which_rung_is_best(
         best = max(each[0] for each in rungs)
         assert chosen[-1] == f"r{[each[0] for each in rungs].index(best)}", "of equals the lowest"
         assert words.lead(results).startswith("The ")
-        assert f", {chosen[-1]}, reads" in words.lead(results)
+        assert f", {chosen[-1]}, is correct on" in words.lead(results)
         marked = [row["rung"] for row in ladder_table(results) if row["note"] == "best"]
         assert marked == ([chosen[-1]] if len(rungs) > 1 else [])
     assert chosen[0] == chosen[1]
@@ -241,7 +263,7 @@ def test_a_poor_choice_of_rung_is_no_verdict_on_machine_learning() -> None:
     results = climbed(said, [50, 50], [50, 50])
     assert (results["answer"]["best"], results["answer"]["others_ahead"]) == ("a", ["b"])
     assert results["headline"].startswith("Perhaps: not the rung that is best on validation")
-    assert "On those b reads more" in everything(results)
+    assert "On those b is correct on more" in everything(results)
     results = climbed({"a": said["a"], "b": (0.9, mostly(0.55))}, [50, 50], [50, 50])
     assert results["headline"].startswith("No, "), "a little ahead is luck among many"
 
@@ -265,12 +287,14 @@ def test_the_choice_is_told_as_it_was_made() -> None:
     results = climbed(said, [500, 500], [100, 100])
     assert results["answer"]["best"] == "b"
     text = everything(results)
-    assert "b was chosen as the best of 3 rungs on 200 images held out of training, of w" in text
-    assert "Another rung reads as many right; of equals the lowest is taken." in text
-    assert "On those a and c read more; to choose by that would flatter." in text
+    assert "b was chosen as the best of 3 rungs on 200 images held out of training, on " in text
+    assert "Another rung is correct on as many; of equals the lowest is taken." in text
+    assert "On those a and c are correct on more; to choose by that would flatter." in text
     assert "looked at once" in text
 
-    shortcut = climbed(said, [500, 500], [100, 100], validation="testing")
+    seen = {name: (share, answers) for share, (name, (_, answers)) in
+            zip((0.99, 0.9, 0.95), said.items(), strict=True)}  # fmt: skip
+    shortcut = climbed(seen, [500, 500], [100, 100], validation="testing")
     assert shortcut["answer"]["best"] == "a"
     assert "looked at once" not in everything(shortcut)
     assert shortcut["warnings"][0].startswith("Validated on the testing images")
@@ -305,7 +329,7 @@ def test_classes_that_are_never_said_or_never_right_are_named() -> None:
     results = climbed({"mlp": (0.9, two_kinds)}, [20] * 4, [10, 1, 10, 10], names=names)
     never, missed, _ = results["warnings"]
     assert never == (
-        'mlp never says "кошка": 10 testing images of it are all read as something else.'
+        'mlp never predicts "кошка": 10 testing images of it are all predicted as something else.'
     )
     assert re.fullmatch('mlp never recognises "b{57}\\.{3}": 1 testing image of it is .*', missed)
 
@@ -314,8 +338,8 @@ def test_classes_that_are_never_said_or_never_right_are_named() -> None:
         {"mlp": (0.9, lambda truth: truth - truth % 2)}, [20] * 150, [2] * 150, names=many
     )
     assert results["warnings"] == [
-        'mlp never says "class 001", "class 003", "class 005" and 72 more: 150 testing images of '
-        "them are all read as something else."
+        'mlp never predicts "class 001", "class 003", "class 005" and 72 more: 150 testing images '
+        "of them are all predicted as something else."
     ]
 
 
@@ -338,7 +362,7 @@ def test_leaks_and_conflicting_labels_stand_beside_the_verdict() -> None:
         "training/cat/0-0.png: "
     )
     assert "Remove them" in leak
-    assert "Without them mlp reads 8.33\xa0% and the best baseline 83.33\xa0% of 60" in leak
+    assert "Without them mlp is correct on 8.33\xa0% and the best baseline 83.33\xa0% of 60" in leak
     assert conflict.startswith(
         "2 images have a twin under another label, such as training/cat/0-49.png and "
         "training/other/1-49.png: "
@@ -361,11 +385,11 @@ def test_few_images_are_warned_of() -> None:
     """A class of under ten to train on, or of none to test on; a single one to test is judged."""
     results = climbed({"mlp": (0.9, lambda truth: truth)}, [2, 9, 10], [1, 1, 0], nearest=says(2))
     assert results["warnings"] == [
-        "There are only 2 testing images: of many more of the kind, mlp may read 34.24 to "
-        "100.00\xa0% right. Add some.",
+        "There are only 2 testing images: of many more of the kind, mlp may be correct "
+        "on 34.24 to 100.00\xa0%. Add some.",
         '2 classes of 3 have under 10 training images: "cat" (2), "other" (9). What is learned and '
         "chosen from so few is chance: add some.",
-        'No testing image is of "third", so nothing here tells how that is read.',
+        'No testing image is of "third", so nothing here tells how that is predicted.',
     ]
     assert results["headline"] == "Too few testing images to tell."
     assert results["rungs"][0]["per_class"] == [1.0, 1.0, None]
@@ -375,7 +399,10 @@ def test_few_images_are_warned_of() -> None:
 def test_worse_than_guessing_is_said() -> None:
     results = climbed({"mlp": (0.9, mostly(0.1))}, [50, 50], [50, 50])
     assert results["answer"]["verdict"] == "no"
-    assert "mlp reads fewer images right than guessing would (50.00\xa0%)" in results["warnings"][1]
+    assert (
+        "mlp is correct on fewer images than guessing would be (50.00\xa0%)"
+        in results["warnings"][1]
+    )
 
 
 def test_a_perfect_baseline_leaves_nothing_to_gain() -> None:
@@ -437,7 +464,8 @@ def test_what_may_be_learned_by_heart_is_no_yes() -> None:
         (45, {"a": (0.9, "wrong")}, "Perhaps: machine learning is ahead only on the testing images "
          "that are not in training too.", "on those it is ahead of the baselines, but not beyond"),
         (49, {"a": (0.9, "right")}, "Perhaps: machine learning is ahead here, but not beyond doubt",
-         "Without them a reads 0.00\xa0% and the best baseline 50.00\xa0% of 2: too few to tell."),
+         "Without them a is correct on 0.00\xa0% and the best baseline 50.00\xa0% of 2: too few "
+         "to tell."),
         (45, {"a": (0.9, "nothing"), "b": (0.8, "right")}, "Perhaps: not the rung that is best on "
          "validation, but another seems to beat", "on those it does not beat the baselines."),
         (45, {"a": (0.9, "nothing")}, "No, ", "and the verdict is the same."),
@@ -477,11 +505,14 @@ def test_sentences_agree_with_how_many_they_speak_of() -> None:
         {"a": (0.9, mostly(0.9)), "b": (0.8, says(1))}, [1, 1, 1], [60, 0, 0], says(1)
     )
     told = everything(results)
-    assert 'saying "cat", one of the commonest classes in training,' in told
+    assert 'predicting "cat", one of the commonest classes in training,' in told
     assert (
-        'No testing image is of "other", "third", so nothing here tells how they are read.' in told
+        'No testing image is of "other", "third", so nothing here tells how they are predicted.'
+        in told
     )
-    assert '"other", "third" was held out for validation, so how they are read had no say' in told
+    assert (
+        '"other", "third" was held out for validation, so how they are predicted had no say' in told
+    )
     assert ",;" not in told
     assert words.spread({"training": [1, 300], "testing": [1, 1]}) == (
         "1 to 300 training images in a class, 1 testing image in each class."

@@ -22,7 +22,7 @@ def test_every_bodys_process_looks_after_its_threads(monkeypatch) -> None:
     """With the number of cores that it was handed, before anything else happens in it."""
     for name in ("threading", "signal", "gc", "keep_freed_memory", "yield_to_others"):
         monkeypatch.setattr(process, name, Mock())
-    process._child(Mock(), "elsewhere", Body("tasks.rungs.train", "train", ()), 2)
+    process._child(Mock(), "elsewhere", Body("tasks.rungs.train", "train", ()), 2, {**os.environ})
     process.yield_to_others.assert_called_once_with(2)
 
 

@@ -27,16 +27,19 @@ Read in this order, which is the order of imports:
 
 Ground: `basics` errors, texts for a terminal, files of others, writing whole or not at all;
 `machine` cores, memory, files, a GPU; `yielding` threads that spin; `places` which dataset is
-meant; `locks` turns among processes.
+meant; `locks` turns among processes; `cores` which of them have which cores.
 
 What is stored: `records` checksummed JSON; `values` tensors as Arrow and safetensors files;
-`files` named by their content; `store` all of it under keys; `refs` what stands for it.
+`files` named by their content; `store` all of it under keys; `remote` one that machines share;
+`refs` what stands for it.
 
-What a result depends on: `origins` whose a module is; `syntax` what a piece of source says;
-`source` a module's pieces; `reach` what a piece leads to; `memory` what it is in memory;
-`fingerprint` all of it; `differences` data's changes in words; `cues` deciding and explaining.
+What a result depends on: `origins` whose a module is; `own` functions in users' files; `syntax`
+what a piece of source says; `source` a module's pieces; `reach` what a piece leads to; `memory`
+what it is in memory; `fingerprint` all of it; `differences` data's changes in words;
+`traces` what a body asks for while it runs; `cues` deciding and explaining.
 
 What happens: `bodies` where bodies run; `stage` the decorator; `call` looked up, or had computed;
 `compute` what a body does; `session` in this process; `plan` looked up only; `served` and `process`
-a fork server's processes; `orchestration` all that is said to Prefect; `upkeep` of the store.
+a fork server's processes; `abroad` workers elsewhere; `orchestration` all that is said to Prefect;
+`upkeep` of the store.
 """

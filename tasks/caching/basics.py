@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import reprlib
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from io import BufferedReader
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,30 @@ _ADVICE = {
 
 class LadderError(Exception):
     """A mistake its reader can mend: one line that names the culprit and says what to do."""
+
+
+class UsageError(LadderError):
+    """A command line that cannot be meant."""
+
+
+class CommonError(LadderError):
+    """What no rung of a run gets around: of the dataset, the disk, the machine."""
+
+
+class OvertimeError(CommonError, TimeoutError):
+    """A run took longer than it was given; Prefect then calls it TimedOut."""
+
+    def __repr__(self) -> str:
+        """Prefect's log shows this."""
+        return str(self)
+
+
+class RungsError(LadderError):
+    """Some rungs failed; the others are reported in `folder`."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class DamagedError(LadderError):
@@ -76,6 +101,18 @@ def printable(text: str) -> str:
 def clean(name: object) -> str:
     """A name from outside for one line of a message: nothing in it breaks the line or steers."""
     return printable(str(name)).replace("\n", "\\n")
+
+
+def spelled(seconds: int) -> str:
+    """A time as people write it: 90s, 30m, 8h."""
+    size, unit = next(each for each in ((3600, "h"), (60, "m"), (1, "s")) if not seconds % each[0])
+    return f"{seconds // size}{unit}"
+
+
+def in_brief(error: Exception) -> str:
+    """An error in one line: its text, or the last line of the traceback that it carries."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return shortened(lines[-1] if "Traceback (most recent call last)" in str(error) else lines[0])
 
 
 def told(problems: Iterable[str]) -> str:
@@ -131,6 +168,15 @@ def read_regular(path: Path, limit: int = 1 << 40) -> bytes | None:
         raise unreadable(path, error) from error
 
 
+def digest_of_file(path: Path) -> str:
+    """The hex sha256 of a file.  Raises LadderError where it cannot be read."""
+    try:
+        with open_regular(path) as (file, _status):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LadderError(f"{clean(path)} cannot be read ({error.strerror or error})") from None
+
+
 def _insist_on_regular(path: Path, status: os.stat_result) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise DamagedError(f"{path} is not a regular file")
@@ -184,7 +230,14 @@ def shortened(text: object, most: int = 200) -> str:
 
 
 def write_atomic(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
+    """Write a file whole or not at all.  Raises LadderError, as `replacing` does."""
+    with replacing(path, durable=durable) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BufferedRandom]:
+    """A file to write, whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
     Without `durable` no fsync is waited for: a power cut may cost the file, a kill may not.
     Raises LadderError that names the path when the disk is full or read-only.
@@ -193,8 +246,8 @@ def write_atomic(path: Path, data: bytes | memoryview, *, durable: bool = True) 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "xb") as file:
-                file.write(data)
+            with open(temporary, "x+b") as file:
+                yield file
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
@@ -274,7 +327,7 @@ def unreadable(path: Path, error: OSError) -> LadderError:
     return LadderError(f"cannot read {path}: {error.strerror}; {advice}")
 
 
-def unwritable(path: Path, error: OSError) -> LadderError:
+def unwritable(path: Path, error: OSError) -> CommonError:
     """The error for a path that cannot be written, with what to do about it."""
     advice = _ADVICE.get(error.errno or 0, "move away what is there, or set STEPLADDER_DATA")
-    return LadderError(f"cannot write {path}: {error.strerror}; {advice}")
+    return CommonError(f"cannot write {path}: {error.strerror}; {advice}")

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from tasks.caching import own
 from tasks.caching.basics import DamagedError, LadderError
 from tasks.caching.call import Settings
-from tasks.caching.refs import Ref, inputs_of, is_input
+from tasks.caching.refs import Ref, inputs_of
+from tasks.caching.refs import loaded as loaded_argument
 from tasks.caching.stage import Run, Stage, nothing
 from tasks.caching.store import Store
+from tasks.caching.traces import Tracer, changed
 from tasks.caching.values import content_digest
 
 
@@ -50,16 +55,17 @@ def run_body(
     """
     progress()
     torch.set_num_threads(cores)
+    own.search(settings.places)
     module, name, label = where
     stage: Stage[Any, Any] = getattr(importlib.import_module(module), name)
-    look = stage.look(arguments)
+    look = stage.look(arguments, settings.device, cores)
     if look.key != key:
         raise LadderError(
             "its code changed while the run went on, or a module's value is another each time it "
             "is imported (a set's order, the time); run again, and if this stays, mend that"
         )
     store = Store(Path(settings.cache))
-    loaded = {name: load_inputs(item, store.root) for name, item in arguments.items()}
+    loaded = {name: loaded_argument(item, store.root) for name, item in arguments.items()}
     seen: set[str] = set()
     last = store.last(settings.dataset, label) or {"key": ""}
     earlier = functools.partial(
@@ -78,12 +84,18 @@ def run_body(
     )
     if "run" in stage.signature.parameters:
         loaded["run"] = run
+    # Whoever draws from the generators that all share gets the same numbers every time.
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     start = time.perf_counter()
-    value = stage.fn(**loaded)
+    with Tracer([settings.cache, *_folders(arguments)]) as tracer:
+        value = stage.fn(**loaded)
     seconds = time.perf_counter() - start
     if purpose == "compare":
         return content_digest(value), seen
-    about = {"name": label, "device": settings.device, "seen": sorted(seen)}
+    asked = tracer.trace(look.ingredients["code"])
+    about = {"name": label, "device": settings.device, "seen": sorted(seen), "asked": asked}
     record = store.put(stage.name, key, value, seconds, look.ingredients, about)
     store.drop_scratch(key)
     return record.digest, seen
@@ -96,16 +108,10 @@ def _earlier(
     for was, record in store.earlier(stage, ingredients, *but, first=last, since=since):
         with contextlib.suppress(DamagedError):
             verified = store.get(stage, record.key)
-            if verified is not None:
+            if verified is not None and not changed(verified.about.get("asked", {})):
                 yield was, store.load(verified.value)
 
 
-def load_inputs(value: Any, root: Path) -> Any:
-    """An argument with what its references stand for, from the store's folder."""
-    if is_input(value):
-        return value.load(root)
-    if isinstance(value, Mapping):
-        return {key: load_inputs(item, root) for key, item in value.items()}
-    if isinstance(value, list):
-        return [load_inputs(item, root) for item in value]
-    return value
+def _folders(arguments: dict[str, Any]) -> list[str]:
+    """Those that references among the arguments stand for, and whose content is in the key."""
+    return [each.path for each in inputs_of(arguments) if hasattr(each, "path")]

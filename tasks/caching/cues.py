@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tasks.caching.basics import DamagedError
 from tasks.caching.differences import (
+    FIRST,
     changed_fields,
     changed_value,
     differ,
@@ -26,8 +27,8 @@ from tasks.caching.fingerprint import fingerprint
 from tasks.caching.records import Record, digest_of
 from tasks.caching.refs import inputs_of, plain
 from tasks.caching.store import FORMAT, Store
+from tasks.caching.traces import changed
 
-FIRST = "has not run before"
 Last = dict[str, Any]  # what a look left to remember: its key, ingredients and names
 
 
@@ -80,6 +81,18 @@ class Versions:
         return changed_fields(before.ingredients[self.name], self.now)
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What of the machine changes the last bits; nothing for a stage whose results are exact."""
+
+    now: dict[str, Any]
+    name = "machine"
+
+    def said(self, before: Before) -> Iterable[str]:
+        """What is another: processor, threads, device."""
+        return changed_fields(before.ingredients.get(self.name, {}), self.now)
+
+
 class Parameters:
     """The arguments as plain data, without what is in their inputs."""
 
@@ -101,7 +114,9 @@ class Parameters:
                 if hasattr(item, "remark"):  # a parameter that knows what its change means
                     yield from item.remark(old)
             else:
-                yield from changed_value(name, old, new)
+                said = [*changed_value(name, old, new)]
+                unsaid = any("$input" in words for words in said)
+                yield from [f"{name}: its inputs stand in other places"] if unsaid else said
         yield from new_and_gone(was, self.now)
 
 
@@ -172,9 +187,15 @@ class Look:
         return {"key": self.key, "ingredients": self.ingredients, "names": self.names}
 
 
-def look(name: str, fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Look:
+def look(
+    name: str,
+    fn: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    machine: dict[str, Any] | None = None,
+) -> Look:
     """Look at all that the result of a stage's function with these arguments depends on.
 
+    machine: what of it changes the last bits.
     Raises LadderError for code that cannot be followed.
     """
     code, versions = fingerprint(fn, arguments)
@@ -183,6 +204,7 @@ def look(name: str, fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Loo
         Only("stage", name, "it was another stage"),
         Code(code),
         Versions(versions),
+        *([Machine(machine)] if machine else ()),
         Parameters(arguments),
         inputs,
         Only("format", FORMAT, "the cache's format changed"),
@@ -203,11 +225,15 @@ def find(
         record = store.get(stage, look.key)
     except DamagedError as error:
         return None, (str(error),)
+    if record is not None and (why := changed(record.about.get("asked", {}))):
+        return None, why
     if record is not None:
         return record, ()
     if last is None:
         return None, (FIRST,)
     otherwise = "its record is missing" if last["key"] == look.key else "its key changed"
+    if last["key"] == look.key and "failed" in last:
+        otherwise = f"failed the last time: {last['failed']}"
     return None, look.differences(last, store.root) or (otherwise,)
 
 

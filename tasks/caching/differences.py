@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+FIRST = "has not run before"
+
 
 def some(names: list[str]) -> str:
     """The first three of many names."""

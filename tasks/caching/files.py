@@ -8,12 +8,21 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from io import BufferedRandom
 from pathlib import Path
 
 from tasks.caching import records
-from tasks.caching.basics import DamagedError, entries, open_regular, unreadable, write_atomic
+from tasks.caching.basics import (
+    DamagedError,
+    entries,
+    open_regular,
+    replacing,
+    unreadable,
+    write_atomic,
+)
 
 _YOUNG_NS = 50_000_000  # a file changed this close before it was checked may change again unseen
+_READ: dict[Path, list[int] | None] = {}  # the stat of what this process has read and found whole
 
 
 class Files:
@@ -33,6 +42,20 @@ class Files:
                 move_aside(path, self._aside)  # all else is replaced in one step
             write_atomic(path, data)
         return _signature(path)
+
+    @contextlib.contextmanager
+    def receiving(self, name: str) -> Iterator[BufferedRandom]:
+        """A file to write what another machine has under this name; kept when it is of the name.
+
+        Raises DamagedError where it is not, LadderError where it cannot be written.
+        """
+        path = self.folder / name
+        with replacing(path) as file:
+            yield file
+            file.flush()
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest() != name.partition(".")[0]:
+                raise DamagedError(f"{name[:12]} is damaged: its content is not of its name")
 
     def verify(
         self, name: str, signature: list[int] | None, checked: int, thorough: bool
@@ -59,6 +82,24 @@ class Files:
         if digest != name.partition(".")[0]:
             raise DamagedError(f"{path} is damaged: its content no longer matches its name")
         return now
+
+    def insist_on_content(self, name: str) -> None:
+        """Read a file that is about to be used, once in a process while its stat stays.
+
+        Raises DamagedError for one that is set aside, as its content is not of its name.
+        """
+        path = self.folder / name
+        if path.is_file() and _READ.get(path) == _signature(path):
+            return
+        try:
+            _READ[path] = self.verify(name, None, 0, thorough=True)
+        except DamagedError as error:
+            move_aside(path, self._aside)
+            raise DamagedError(f"{error}; the next run makes it again") from None
+
+    def signature(self, name: str) -> list[int]:
+        """How a file looks from outside."""
+        return _signature(self.folder / name)
 
     def paths(self) -> list[Path]:
         """Where all stored files lie; what has no name of ours is not touched, nor looked at."""

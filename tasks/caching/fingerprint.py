@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -20,7 +21,8 @@ from tasks.caching import source
 from tasks.caching.basics import LadderError
 from tasks.caching.memory import Memory, in_memory
 from tasks.caching.origins import is_followed, versions
-from tasks.caching.reach import Choice, Unit, reach
+from tasks.caching.own import is_own
+from tasks.caching.reach import Choice, Unit, defined, reach
 from tasks.caching.refs import is_input
 
 _TURN = threading.RLock()  # Python 3.11 counts the depth of syntax trees across threads
@@ -53,7 +55,11 @@ def fingerprint(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Fingerp
                 packages |= named.packages
                 words |= named.words | memory.words
                 waiting += named.units | memory.units
-                waiting += (_chosen(choice, arguments) for choice in named.choices)
+                for target in (each for one in named.choices for each in _chosen(one, arguments)):
+                    if isinstance(target, Unit):
+                        waiting.append(target)
+                    else:
+                        packages.add(target)
             if not waiting:
                 waiting += (each for each in _brought(arguments, words) if each not in found)
         return Fingerprint({str(unit): found[unit] for unit in sorted(found)}, versions(packages))
@@ -77,11 +83,14 @@ def check(fn: Callable[..., Any]) -> None:
             versions(named.packages)
 
 
-def _chosen(choice: Choice, arguments: Mapping[str, Any]) -> Unit:
+def _chosen(choice: Choice, arguments: Mapping[str, Any]) -> Iterable[Unit | str]:
+    """What a registry's entry leads to: the entry, or a user's own function."""
     value = arguments[choice.parameter]
     if choice.attribute and not getattr(type(value), "model_config", {}).get("frozen"):
-        return choice.registry  # what is not frozen may have changed before it is used
+        return [choice.registry]  # what is not frozen may have changed before it is used
     key = getattr(value, choice.attribute) if choice.attribute else value
+    if is_own(key):
+        return defined(*key.split(":"))
     module, name = choice.registry
     written = source.entries(source.read(module), name)
     if len(in_memory(choice.registry)) != len(written):
@@ -90,7 +99,7 @@ def _chosen(choice: Choice, arguments: Mapping[str, Any]) -> Unit:
     if key not in written:
         raise LadderError(f"unknown {choice.attribute or choice.parameter} {key!r}; "
                           f"{choice.registry} has {', '.join(map(str, written))}")  # fmt: skip
-    return Unit(module, f"{name}[{key!r}]")
+    return [Unit(module, f"{name}[{key!r}]")]
 
 
 def _brought(arguments: Mapping[str, Any], words: set[str]) -> Iterator[Unit]:
@@ -101,12 +110,24 @@ def _brought(arguments: Mapping[str, Any], words: set[str]) -> Iterator[Unit]:
     for kind, loaded in {(type(value), is_input(value)): None for value in _flat(arguments)}:
         for owner in kind.__mro__:
             if is_followed(owner.__module__):
-                for name in vars(owner):
+                for name in [*vars(owner)]:  # which another thread may add to
                     wanted = name == "load" if loaded else name.startswith("__")
                     unit = Unit(owner.__module__, f"{owner.__qualname__}.{name}")
-                    # What @dataclass wrote, say, stands in no source.
-                    if (wanted or name in words) and source.statements(*unit):
-                        yield unit
+                    if wanted or name in words:
+                        # What @dataclass wrote, say, stands in no source.
+                        yield from [unit] if source.statements(*unit) else _put_there(owner, name)
+
+
+def _put_there(owner: type, name: str) -> Iterator[Unit]:
+    """Where a method is defined that a decorator, or an assignment, has given to a class."""
+    member = vars(owner)[name]
+    member = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    while isinstance(member, FunctionType):
+        if is_followed(member.__module__) and not member.__code__.co_filename.startswith("<"):
+            unit = Unit(member.__module__, member.__qualname__.partition(".<locals>")[0])
+            if source.statements(*unit):
+                yield unit
+        member = getattr(member, "__wrapped__", None)
 
 
 def _flat(value: Any) -> Iterator[Any]:
@@ -117,6 +138,8 @@ def _flat(value: Any) -> Iterator[Any]:
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
+        if hasattr(value, "_fields"):
+            yield value
         for item in value:
             yield from _flat(item)
     else:

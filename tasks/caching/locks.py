@@ -11,10 +11,11 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tasks.caching.basics import LadderError, unreadable, unwritable
+from tasks.caching.basics import LadderError, StoppedError, unreadable, unwritable
 
 # ENOTSUP is EOPNOTSUPP on Linux alone; EBADF is what NFS says of a lock on what is only read.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
@@ -53,9 +54,12 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Hold a name alone among all processes: an empty file, there as long as it is held."""
-    handle = _hold(path)
+def hold(path: Path, stopped: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Hold a name alone among all processes: an empty file, there as long as it is held.
+
+    Raises StoppedError when `stopped` says, while it waits, that nobody wants it any more.
+    """
+    handle = _hold(path, stopped)
     try:
         yield
     finally:
@@ -78,13 +82,13 @@ def work(folder: Path) -> bool:
     return True
 
 
-def _hold(path: Path) -> int:
+def _hold(path: Path, stopped: Callable[[], bool]) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             handle = _open_lock(path)
             try:
-                if not take(handle, fcntl.LOCK_EX, path.parent.parent):
+                if not _wait_for(handle, path.parent.parent, stopped):
                     return handle
                 # The holder before us removed the file: what we hold is a name nobody else sees.
                 if os.fstat(handle).st_ino == _inode(path):
@@ -95,6 +99,19 @@ def _hold(path: Path) -> int:
             os.close(handle)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _wait_for(handle: int, folder: Path, stopped: Callable[[], bool]) -> bool:
+    """Lock what is open, for oneself; gives whether it is locked.  Raises OSError, StoppedError."""
+    pause = 0.001
+    while True:
+        try:
+            return take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, folder)
+        except BlockingIOError:
+            if stopped():
+                raise StoppedError("its run was stopped before it began") from None
+            time.sleep(pause)
+            pause = min(0.1, 1.5 * pause)
 
 
 def _open_lock(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""What this machine grants one process: cores, memory, open files, a GPU.
+"""What this machine is and grants one process: processor, cores, memory, open files, a GPU.
 
 As the kernel, its control groups and the user's own limits have it.
 """
@@ -6,21 +6,30 @@ As the kernel, its control groups and the user's own limits have it.
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
+import mmap
 import os
+import platform
 import re
 import resource
-from collections.abc import Iterator, Sequence
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.caching.basics import LadderError
+from tasks.caching.basics import LadderError, cache_root, unwritable
 
-LARGE = 64_000_000  # bytes: for less, to ask how much memory there is takes too long
+LARGE = 64_000_000  # bytes: less is held in memory without asking how much there is
 # The files of a control group's limit and of what it uses, and what of that it can do without
 _VERSIONS = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+_LIVE = ("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph")  # others may write to these
+# Of these instructions a processor's widest; and what makes libraries use others
+_WIDE = ("avx512f", "avx2", "avx", "sve", "asimd")
+_FORCING = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE",
+            "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # fmt: skip
 _MOST = 65_536  # open files; more are of no use, and some libraries walk through all that may be
 _LEAST = 128  # what a run and Prefect's client hold open beside each other, and some to spare
 
@@ -33,17 +42,21 @@ def available_cores(root: Path = Path("/")) -> int:
     Python's own limit (PYTHON_CPU_COUNT, from 3.13 on) counts as affinity does.  `root` is where
     /proc and /sys are.
     """
+    return min([len(core_numbers(root)), *_omp_num_threads()])
+
+
+def core_numbers(root: Path = Path("/")) -> list[int]:
+    """The numbers of the cores that affinity and cgroup quotas allow, at least one."""
     quotas = [int(quota) for quota in _quotas(root)]  # of 2.5 cores, 2 never have to wait
-    return max(1, min([_schedulable(), *quotas, *_omp_num_threads()]))
+    return _schedulable()[: max(1, min(quotas, default=1 << 20))]
 
 
-def _schedulable() -> int:
+def _schedulable() -> list[int]:
     """The cores that this process may be scheduled on; macOS cannot say, and counts all."""
-    count = getattr(os, "process_cpu_count", None)  # from Python 3.13 on
-    if count:
-        return count() or 1
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    numbers = sorted(affinity(0)) if affinity else [*range(os.cpu_count() or 1)]
+    count = getattr(os, "process_cpu_count", None)  # from Python 3.13 on
+    return [*numbers, *range(len(numbers), most)][:most] if count and (most := count()) else numbers
 
 
 def _omp_num_threads() -> list[int]:
@@ -69,24 +82,57 @@ def _quota(folder: Path) -> Iterator[float]:
                 yield quota / period
 
 
+# Processor
+
+
+def processor(root: Path = Path("/")) -> str:
+    """Of what vendor the processor is, and what could make libraries choose among its ways.
+
+    Cheap to ask: no torch.  `root` is where /proc is.
+    """
+    try:
+        with (root / "proc/cpuinfo").open() as file:
+            first = file.read(8192).partition("\n\n")[0]  # of many cores, one
+    except (OSError, ValueError):
+        first = ""
+    said = dict(re.findall(r"^(vendor_id|CPU implementer|flags|Features)\s*: *(.*)$", first, re.M))
+    vendor = said.get("vendor_id") or said.get("CPU implementer") or platform.machine()
+    have = {*(said.get("flags") or said.get("Features") or "").split()}
+    wide = [flag for flag in _WIDE if flag in have][:1]
+    forced = [f"{name}={os.environ[name]}" for name in _FORCING if os.environ.get(name)]
+    return " ".join([vendor, *wide, *forced])
+
+
+@functools.cache
+def arithmetic() -> str:
+    """The class of processors among which the same sums give the same bits.
+
+    Same vendor, whose libraries choose by it, and the same instructions for torch to choose from.
+    """
+    import torch
+
+    return f"{processor()} (torch: {torch.backends.cpu.get_cpu_capability()})"
+
+
 # Memory
 
 
-def insist_on_room(what: str, count: int, shape: Sequence[int], share: float = 1) -> None:
-    """Raise LadderError where images[count, *shape] uint8 take more than a share of what is free.
+def on_disk(size: int) -> mmap.mmap:
+    """So many bytes to write to, in a file without a name beside the cache.
 
-    what: who they are, or which one they are like.
+    The system writes pages of it out where memory is short, and it is gone when nobody holds it.
+    Raises LadderError where the disk has no room for it.
     """
-    size = count * math.prod(shape)
-    free = available_memory() * share if size > LARGE else size
-    if size > free:
-        shrink = max(2, math.ceil(max(shape) / 256))
-        height, width = (max(1, side // shrink) for side in shape[:2])
-        raise LadderError(
-            f"{what}: {count:,} images of {shape[0]} x {shape[1]} take {size / 1e9:,.1f} GB of "
-            f"memory, and {free / 1e9:,.1f} GB are free for them: ask for a smaller size, such as "
-            f"--size {height}x{width}"
-        )
+    folder = cache_root()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for start in range(0, size, LARGE):  # a full disk would kill who writes to a mapping
+                file.write(bytes(min(LARGE, size - start)))
+            file.flush()
+            return mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def available_memory(root: Path = Path("/")) -> int:
@@ -150,6 +196,36 @@ def insist_on_open_files() -> None:
         )
 
 
+# File systems
+
+
+def stat_tells(folder: Path, root: Path = Path("/")) -> bool:
+    """Whether a file that is changed in a folder has another stat.
+
+    Not where an image that nobody can write to may have been mounted in place of another: its
+    times are what its maker liked.  Raises OSError.
+    """
+    if not os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return True
+    device = folder.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split()[2:3] == [number] and (said := after.split()):
+            # Read-only may be this view alone, as of a container's volume, or this machine's.
+            return said[0] in _LIVE or "rw" in said[-1].split(",")
+    return False
+
+
+def disk_of(folder: Path) -> int:
+    """The number of the disk that a folder lies on; 0 where it is another with each mount.
+
+    Raises OSError.
+    """
+    device = folder.stat().st_dev
+    return device if os.major(device) else 0
+
+
 # Control groups
 
 
@@ -204,5 +280,26 @@ def find_device(wanted: str) -> str:
 
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
-        raise LadderError("--device cuda: torch sees no GPU here; use --device auto or cpu")
+        raise LadderError("torch sees no GPU here; use --device auto or cpu")
     return "cuda" if there and wanted != "cpu" else "cpu"
+
+
+# The code that runs on it
+
+
+def code() -> str | None:
+    """The commit of the code that runs, and whether it was edited since; None without git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "--no-optional-locks"]
+    found = []
+    for asked in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            ended = subprocess.run([*git, *asked], capture_output=True, text=True, timeout=10,
+                                   check=True)  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
+            return None
+        found.append(ended.stdout.strip())
+    commit, edited = found
+    return f"{commit[:12]}, edited since" if edited else commit[:12]

@@ -13,10 +13,21 @@ import functools
 import hashlib
 import importlib
 import inspect
+import io
 import operator
+import pickle
 import re
-from collections.abc import Mapping
-from types import FunctionType, MemberDescriptorType, MethodType
+import threading
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import numpy as np
@@ -25,9 +36,13 @@ from torch import Tensor
 from tasks.caching import source
 from tasks.caching.basics import LadderError
 from tasks.caching.origins import in_engine, is_followed
+from tasks.caching.own import Registry
 from tasks.caching.reach import Unit
 from tasks.caching.syntax import refuse
 
+# What holds nothing that a result could depend on
+_EMPTY = (type(threading.Lock()), type(threading.RLock()), ContextVar, ModuleType)
+_TOLD = FunctionType | MethodType | type | set | frozenset | np.ndarray | Tensor
 _ATOM = bool | int | float | complex | str | bytes | None
 
 
@@ -39,7 +54,8 @@ def in_memory(unit: Unit) -> Any:
         found = found[ast.literal_eval(key[:-1])] if key else found
     except (ImportError, AttributeError, LookupError):
         return ...
-    return getattr(found, "fn", ...) if in_engine(type(found).__module__) else found
+    is_stage = in_engine(type(found).__module__) and not isinstance(found, Registry)
+    return getattr(found, "fn", ...) if is_stage else found
 
 
 class Memory:
@@ -55,9 +71,12 @@ class Memory:
         # Each object by its id, and kept: the id of one that is gone is given to another.
         self._seen: dict[int, tuple[Any, Any]] = {}
         value = in_memory(unit)
+        # A wrapper by others holds what nobody's code looks at.
+        self._is_mere_constant = not isinstance(value, type | FunctionType)
         match source.statements(*unit):
             case [ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() as node]:
                 _insist_on_definition(node, value, unit)
+                self._is_mere_constant = False
         data = self._plain(value)
         mere_code = data in (..., [str(unit)])
         self.digest = "" if mere_code else f"+{_short(data)}"
@@ -89,17 +108,21 @@ class Memory:
             case np.ndarray() | np.generic() | Tensor():
                 return [str(value.dtype), value.tolist()]
             case re.Pattern():
-                return value.pattern
+                return [value.pattern, value.flags]
             case list() | tuple() | collections.deque():
                 return [self._data(item) for item in value]
             case set() | frozenset():
                 return sorted(repr(self._data(item)) for item in value)
             case Mapping():
-                return [[self._data(key), self._data(item)] for key, item in value.items()]
+                return [[self._data(key), self._data(item)] for key, item in [*value.items()]]
             case functools.partial():
                 return [self._data(each) for each in (value.func, *value.args, value.keywords)]
             case MethodType():
                 return [self._data(value.__func__), self._data(value.__self__)]
+            case staticmethod() | classmethod():
+                return self._data(value.__func__)
+            case functools._lru_cache_wrapper():
+                return self._data(value.__wrapped__)
             case FunctionType() if is_followed(value.__globals__["__name__"]):
                 return self._function(value)
             case type() if is_followed(value.__module__):
@@ -108,7 +131,37 @@ class Memory:
                 return [self._data(type(value)), self._data(_state(value))]
             case FunctionType():  # a wrapper by others: what it holds is followed, its state not
                 self._data([cell.cell_contents for cell in value.__closure__ or ()])
+            case type() | BuiltinFunctionType():
+                return f"{value.__module__}.{value.__qualname__}"
+            case _:
+                return self._pickled(value)
         return ...
+
+    def _pickled(self, value: Any) -> Any:
+        """What others' objects hold: their pickle, which nobody reads; Ellipsis without one."""
+        written = io.BytesIO()
+        try:
+            _Pickler(written, self._inside).dump(value)
+        except Exception:  # whatever its class raises
+            self._insist_on_nothing(value)
+            return ...
+        return written.getvalue()
+
+    def _insist_on_nothing(self, value: Any) -> None:
+        """Refuse what cannot be written down, such as an open file, unless it can hold nothing."""
+        nodes = source.statements(*self._unit)
+        if self._is_mere_constant and nodes and not isinstance(value, _EMPTY):
+            what = f"the {type(value).__name__} in {self._unit.name}"
+            refuse(what, source.read(self._unit.module).path, nodes[0].lineno)
+
+    def _inside(self, value: Any) -> Any:
+        """What of others' objects is told by this class and not by a pickle: code, and no order."""
+        if isinstance(
+            value, FunctionType | MethodType | type | set | frozenset | np.ndarray | Tensor
+        ):
+            data = self._data(value)
+            return None if data is ... else repr(data)
+        return None
 
     def _function(self, function: FunctionType) -> list[Any]:
         module = source.read(function.__globals__["__name__"])
@@ -119,7 +172,10 @@ class Memory:
             self.units |= {Unit(module.name, name)} - {self._unit}
         elif not self._holds_line(code.co_firstlineno):  # and it has no name to follow
             refuse("a lambda that is put elsewhere", module.path, code.co_firstlineno)
-        return [f"{module.name}.{name}", *self._parts(function, module)]
+        # Which one, where an `if` chose among several of a name
+        several = len(module.codes.get(code.co_qualname, ())) > 1
+        which = [_written(code)] if several else []
+        return [f"{module.name}.{name}", *which, *self._parts(function, module)]
 
     def _parts(self, function: FunctionType, module: source.Module) -> list[Any]:
         """The data that a function holds, which is held against its source."""
@@ -128,7 +184,8 @@ class Memory:
             raise LadderError(f"{module.path} changed after it was imported ({code.co_qualname}); "
                               "start again")  # fmt: skip
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        held = [function.__defaults__, function.__kwdefaults__, *cells]
+        given = {name: each for name, each in [*vars(function).items()] if name != "__wrapped__"}
+        held = [function.__defaults__, function.__kwdefaults__, given or None, *cells]
         return [self._data(each) for each in held if each is not None]
 
     def _class(self, kind: type) -> list[Any]:
@@ -136,18 +193,47 @@ class Memory:
         name = kind.__qualname__.partition(".<locals>")[0]
         self.units |= {Unit(module.name, name)} - {self._unit}
         found = [f"{module.name}.{name}"]
-        for attribute, member in vars(kind).items():
+        for attribute, member in [*vars(kind).items()]:
             bare = inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member)))
             if isinstance(bare, FunctionType):
                 if bare.__code__.co_filename == module.path:  # not one that @dataclass wrote
                     found += self._parts(bare, module)
-            elif not attribute.startswith("__") and (data := self._data(member)) is not ...:
+            elif not attribute.startswith("__") and (data := self._member(member)) is not ...:
                 found += [attribute, data]
         return found
+
+    def _member(self, value: Any) -> Any:
+        """What a class's attribute is; its bases may have put there what nothing tells apart."""
+        before, self._is_mere_constant = self._is_mere_constant, False
+        try:
+            return self._data(value)
+        finally:
+            self._is_mere_constant = before
 
     def _holds_line(self, number: int) -> bool:
         nodes = source.statements(*self._unit)
         return any(node.lineno <= number <= (node.end_lineno or number) for node in nodes)
+
+
+class _Pickler(pickle.Pickler):
+    """Writes what tells two values apart; equal ones are written alike, whichever objects hold."""
+
+    def __init__(self, file: io.BytesIO, inside: Callable[[Any], Any]) -> None:
+        super().__init__(file, protocol=4)
+        self.fast = True
+        self._inside = inside
+
+    def persistent_id(self, value: Any) -> Any:
+        """What stands for a value instead of its pickle, if anything."""
+        return self._inside(value)
+
+
+def _written(code: CodeType) -> list[Any]:
+    """What a function's code does, as plain data."""
+    constants = [_written(each) if isinstance(each, CodeType) else
+                 sorted(map(repr, each)) if isinstance(each, frozenset) else each
+                 for each in code.co_consts]  # fmt: skip
+    return [code.co_code, code.co_names, code.co_varnames, constants]
 
 
 def _short(data: Any) -> str:
@@ -156,7 +242,7 @@ def _short(data: Any) -> str:
 
 def _state(value: Any) -> dict[str, Any]:
     """The attributes of an object, those in slots too."""
-    members = [item for kind in type(value).__mro__ for item in vars(kind).items()]
+    members = [item for kind in type(value).__mro__ for item in [*vars(kind).items()]]
     slots = [name for name, each in members if isinstance(each, MemberDescriptorType)]
     return {name: getattr(value, name, ...) for name in slots} | getattr(value, "__dict__", {})
 

@@ -10,12 +10,16 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import Distribution
 from pathlib import Path
 
 OWN = ("tasks", "flows")
 ENGINE = "tasks.caching"
+# `+cpu` and `+cu126` are builds of one release, with libraries of their own: a shared store serves
+# machines with and without a GPU, which the key tells apart where that matters.
+_BUILDS = ("torch",)
+_CODE = (".py", ".so", ".pyd", ".dylib")
 
 
 @functools.cache
@@ -136,23 +140,34 @@ def version(package: str) -> dict[str, str]:
     # Of two with one name, the search finds the one in the folder that comes first.
     each = [one for folder in found if folder in here or not here for one in found[folder]]
     first = {one.name: one for one in reversed(each)}
-    return {name: _release(first[name]) for name in sorted(first)}
+    return {name: _release(one) for name, one in sorted(_required(first))}
+
+
+def _required(first: Mapping[str, Distribution]) -> Iterator[tuple[str, Distribution]]:
+    """Distributions, and those they require, to the end; what is not installed cannot matter."""
+    waiting, seen = [*first.items()], {*first}
+    for name, each in waiting:
+        yield name, each
+        for line in () if name in _BUILDS else each.requires or ():
+            wanted = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                if "extra ==" not in line and wanted not in seen:
+                    seen.add(wanted)
+                    waiting.append((wanted, importlib.metadata.distribution(wanted)))
 
 
 def _release(distribution: Distribution) -> str:
-    """A distribution's version, and what its files are where a version does not say that.
-
-    The local part (`+cpu`, `+cu126`) names a build of the same release: a shared store serves
-    machines with and without a GPU.
-    """
-    version = str(distribution.version).partition("+")[0]
-    origin = distribution.read_text("direct_url.json") or ""
-    if not re.search(r'"(dir|vcs)_info"', origin):
+    """A distribution's version, and what its files are: the same version may be installed anew."""
+    version = str(distribution.version)
+    if distribution.name in _BUILDS:
+        return version.partition("+")[0]
+    rows = [row.split(",") for row in (distribution.read_text("RECORD") or "").splitlines()]
+    # Not what an installer writes besides: bytecode, scripts with the path of their Python.
+    code = sorted(f"{path},{digest}" for path, digest, *_ in rows
+                  if path.endswith(_CODE) and not path.startswith(".."))  # fmt: skip
+    if not code:  # as Linux distributions have it
         return version
-    # Installed from somebody's folder, it may be edited and installed again as the same version.
-    lines = (distribution.read_text("RECORD") or "").splitlines()
-    files = "\n".join(sorted(line for line in lines if line.partition(",")[0].endswith(".py")))
-    return f"{version} ({hashlib.sha256(files.encode()).hexdigest()[:8]})"
+    return f"{version} ({hashlib.sha256(chr(10).join(code).encode()).hexdigest()[:8]})"
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -46,10 +46,36 @@ def find_place(dataset: str, name: str = "") -> Place | None:
         insist_on_name(name, "--name")
     for path in candidates(dataset):
         if _is_folder(path):
+            insist_on_reach(path, "the dataset")
             place = _place(path, _composed(name))
             _insist_on_a_home(place)
             return place
     return None
+
+
+def is_remote() -> bool:
+    """Whether a deployment started this run: whoever asked for it may sit at another machine."""
+    return bool(os.environ.get("PREFECT__FLOW_RUN_ID"))
+
+
+def insist_on_reach(path: Path, what: str) -> None:
+    """Let a deployment's run use no path but those under the data root.  Raises LadderError.
+
+    Whoever may ask for runs over HTTP would else read and list what its worker can.
+    """
+    if is_remote():
+        insist_on_data_root(path, what)
+
+
+def insist_on_data_root(path: Path, what: str) -> None:
+    """Raise LadderError for a path that no deployment may use."""
+    allowed = os.environ.get("STEPLADDER_ALLOW_PATHS") == "1"
+    if not allowed and absolute(data_root()) not in absolute(path).parents:
+        raise LadderError(
+            f"{what} {clean(path)} lies outside the data root {data_root()}: a deployment takes "
+            "only what is there; move or link it there, or start the worker with "
+            "STEPLADDER_ALLOW_PATHS=1"
+        )
 
 
 def candidates(dataset: str) -> Iterator[Path]:

@@ -11,12 +11,14 @@ import contextlib
 import ctypes
 import errno
 import gc
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
@@ -26,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.caching import bodies, machine
-from tasks.caching.basics import LadderError, StageError, StoppedError
-from tasks.caching.bodies import CORES, Body, Here
+from tasks.caching.basics import CommonError, LadderError, StageError, StoppedError, spelled
+from tasks.caching.bodies import CORES, Body
 from tasks.caching.yielding import yield_to_others
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
@@ -58,9 +60,9 @@ def warm_up(*modules: str) -> None:
             raise _cannot_start(error) from error
 
 
-def _cannot_start(error: Exception) -> LadderError:
+def _cannot_start(error: Exception) -> CommonError:
     why = (isinstance(error, OSError) and error.strerror) or str(error) or "it ended at once"
-    return LadderError(
+    return CommonError(
         f"no process can be started ({why}): allow more open files and processes (`ulimit -n 4096`,"
         " `ulimit -u`), or free some memory"
     )
@@ -69,24 +71,32 @@ def _cannot_start(error: Exception) -> LadderError:
 class Processes:
     """The bodies of one flow run, each in a process of its own; they end together."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_over: Callable[[], bool] | None = None) -> None:
+        """`is_over` says, asked every other second, whether the run has ended elsewhere."""
         self._running: set[BaseProcess] = set()
         self._stopped = False
+        self._is_over = is_over
 
     def run(self, body: Body, progress: Callable[..., None]) -> Any:
         """Run a body in a process of its own; a StageError carries that one's traceback.
 
-        When no process can be started, raises LadderError and lets none start after it.
+        When no process can be started, raises CommonError and lets none start after it.
         """
         if multiprocessing.current_process().daemon:
-            # A daemonic worker of somebody else's pool may not have children.
-            return Here().run(body, progress)
+            # Those of somebody else's pool may not have children; ours end with them.
+            multiprocessing.current_process().daemon = False
         warm_up()
-        with CORES.hold(body.cores, body.seconds) as held:
-            process, receiver = self._start((_ROOT, body, held))
+        with CORES.hold(body.cores, body.seconds, self.is_stopped) as held:
+            process, receiver = self._start((_ROOT, body, held, dict(os.environ)))
             try:
                 with receiver:
-                    return _listen(receiver, process, progress)
+                    end = time.monotonic() + (body.timeout or math.inf)
+                    return _listen(receiver, process, progress, lambda: self._wait(receiver, end))
+            except TimeoutError:
+                raise LadderError(
+                    f"it took longer than {spelled(body.timeout)}: give stages more time "
+                    "(stage_timeout), or it less to do; the next run goes on from what it saved"
+                ) from None
             except StageError:
                 if self._stopped:
                     raise StoppedError("its run was stopped") from None
@@ -96,6 +106,22 @@ class Processes:
                 process.join()
                 self._running.discard(process)
                 process.close()  # an error that is kept would keep its descriptors
+
+    def _wait(self, receiver: Connection, end: float) -> None:
+        """Wait for a message.
+
+        Raises StoppedError when the run has ended elsewhere, and TimeoutError at the end.
+        """
+        while not receiver.poll(min(2, max(0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                raise TimeoutError
+            if self._is_over and self._is_over():
+                self._stopped = True
+                raise StoppedError("its run has ended")
+
+    def is_stopped(self) -> bool:
+        """Whether the run ends, and no body is to begin any more."""
+        return self._stopped
 
     def stop(self) -> None:
         """End every body at once, and let none start that still waits for a core."""
@@ -127,8 +153,14 @@ class Processes:
             return process, receiver
 
 
-def _listen(receiver: Connection, process: BaseProcess, progress: Callable[..., None]) -> Any:
+def _listen(
+    receiver: Connection,
+    process: BaseProcess,
+    progress: Callable[..., None],
+    wait: Callable[[], None],
+) -> Any:
     while True:
+        wait()
         try:
             kind, payload = receiver.recv()
         except (EOFError, OSError):  # nothing more, or half a message
@@ -141,15 +173,22 @@ def _listen(receiver: Connection, process: BaseProcess, progress: Callable[..., 
             progress(*payload)
         elif kind == "mistake":
             raise LadderError(payload)
+        elif kind == "common":
+            raise CommonError(payload)
         elif kind == "error":
             raise StageError(payload)
         else:
             return payload
 
 
-def _child(sender: Connection, root: str, body: Body, cores: int) -> None:
+def _child(
+    sender: Connection, root: str, body: Body, cores: int, environment: dict[str, str]
+) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)  # which may be another than when the server began
     gc.freeze()  # to look at what was imported would copy it into this process
     gc.enable()
     keep_freed_memory()
@@ -164,7 +203,8 @@ def _child(sender: Connection, root: str, body: Body, cores: int) -> None:
 
         sender.send(("result", body.run(progress, cores)))
     except LadderError as error:
-        sender.send(("mistake", str(error)))
+        kind = "common" if isinstance(error, CommonError) else "mistake"
+        sender.send((kind, str(error)))
     except Exception:
         sender.send(("error", traceback.format_exc()))
 

@@ -107,7 +107,7 @@ def _targets(
     if not is_ours(module):
         yield module.partition(".")[0]
     elif attribute and not is_module(whole):
-        yield from _defined(module, attribute)
+        yield from defined(module, attribute)
     elif not in_engine(whole):
         # A project module: every use must be an attribute of it, and leads to that attribute.
         for chain in syntax.chains(nodes, name):
@@ -120,12 +120,15 @@ def _targets(
             if not rest:
                 raise LadderError(f"{path}: the module `{here}` is used as a value, which "
                                   "cannot be followed; name what it is used for")  # fmt: skip
-            yield from _defined(here, rest[0])
+            yield from defined(here, rest[0])
 
 
-def _defined(name: str, attribute: str) -> Iterator[Unit | str]:
-    """What a project module calls so, through re-exports."""
+def defined(name: str, attribute: str) -> Iterator[Unit | str]:
+    """What a module calls so: of a project's, through re-exports; of others', their package."""
     if in_engine(f"{name}.{attribute}"):
+        return
+    if not is_ours(name):
+        yield name.partition(".")[0]
         return
     module = source.read(name)
     if attribute in module.bindings:
@@ -137,7 +140,7 @@ def _defined(name: str, attribute: str) -> Iterator[Unit | str]:
         if not is_ours(further):
             yield further.partition(".")[0]
         elif inner and not is_module(f"{further}.{inner}"):
-            yield from _defined(further, inner)
+            yield from defined(further, inner)
         elif not in_engine(f"{further}.{inner}"):
             raise LadderError(f"{module.path}: the module `{attribute}` is imported from there, "
                               "which cannot be followed; import it where it is used")  # fmt: skip
@@ -178,7 +181,7 @@ def _choice(
         return None
     place, original = origins[0]
     if is_ours(place) and original and not is_module(f"{place}.{original}"):
-        for target in _defined(place, original):
+        for target in defined(place, original):
             if isinstance(target, Unit) and source.entries(source.read(target.module), target.name):
                 return Choice(target, parameter, attribute)
     return None

@@ -55,6 +55,7 @@ class _About(_Fields):
     name: str = ""
     device: str = ""
     seen: list[str] = []
+    asked: dict[str, str] = {}
 
 
 class _Body(_Fields):
@@ -123,15 +124,19 @@ def read_body(path: Path) -> dict[str, Any] | None:
     if body is None:
         return None
     try:
-        _Body.model_validate(body)
-        sizes_fit = all(0 <= signature[0] < 2**63 for signature in body["files"].values())
-    except (ValidationError, RecursionError) as error:
+        insist_on_body(body)
+    except (ValueError, RecursionError) as error:
         raise foreign(path) from error
-    if not sizes_fit:
-        raise foreign(path)
     if (body["stage"], body["key"]) != (path.parent.name, path.stem):
         raise DamagedError(f"{path} is the record of something else")
     return body
+
+
+def insist_on_body(body: dict[str, Any]) -> None:
+    """Raise ValueError for what is no record's body, of this machine or another."""
+    _Body.model_validate(body)
+    if not all(0 <= signature[0] < 2**63 for signature in body["files"].values()):
+        raise ValueError("a file has no size")
 
 
 def read_memory(path: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Self
 from tasks.caching import machine
 from tasks.caching.bodies import Here, Runner
 from tasks.caching.call import Call, Observer, Settings, silent
-from tasks.caching.refs import Outcome, Ref
+from tasks.caching.refs import Ref
 from tasks.caching.stage import SESSION, Stage
 from tasks.caching.store import Store
 
@@ -43,7 +43,9 @@ class Session:
         """
         machine.insist_on_open_files()
         # Nobody clears the store away under a run; the kernel lets go if this process dies.
-        weakref.finalize(self, os.close, Store(Path(self.settings.cache)).share())
+        store = Store(Path(self.settings.cache))
+        weakref.finalize(self, os.close, store.share())
+        store.drop_left()
         SESSION.set(self)
         return self
 
@@ -53,6 +55,13 @@ class Session:
         self.refs[name] = call.perform()
         return self.refs[name]
 
+    def fallen(self, rungs: Mapping[str, Iterable[Any]]) -> dict[str, str]:
+        """Of those whose stages failed, why; the run goes on without them.
+
+        rungs: name -> what stands for its stages.  Here a failure has been raised when it happened.
+        """
+        return {}
+
     def finish(self, handle: Any) -> Ref | None:
         """Wait for every stage, then give the reference of one; None where nothing is run.
 
@@ -61,9 +70,9 @@ class Session:
         ref: Ref = handle
         return ref
 
-    def outcomes(self) -> dict[str, Outcome]:
-        """What became of every stage, by name; for when all have finished."""
-        return {name: ref.outcome for name, ref in self.refs.items()}
+    def results(self) -> dict[str, Ref]:
+        """The reference of every stage that gave one, by name; for when all have finished."""
+        return self.refs
 
 
 @contextlib.contextmanager

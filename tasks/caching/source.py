@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import marshal
+import os
+import struct
 import sys
 from pathlib import Path
 from types import CodeType
@@ -27,10 +31,18 @@ _OPAQUE = {"importlib.import_module", "importlib.reload", "sys.modules"} | {
     f"builtins.{name}"
     for name in ("eval", "exec", "compile", "globals", "locals", "vars", "__import__",
                  "setattr", "delattr")
+} | {"pkgutil.resolve_name", "runpy.run_path", "runpy.run_module"}  # fmt: skip
+# What is another each time that it is asked, so that no key holds it.
+_PASSING = {f"time.{name}" for name in ("time", "time_ns", "ctime", "localtime", "gmtime")} | {
+    "datetime.datetime.now", "datetime.datetime.today", "datetime.datetime.utcnow",
+    "datetime.date.today", "uuid.uuid1", "uuid.uuid4", "os.urandom", "random.SystemRandom",
+    *(f"secrets.{name}" for name in ("token_bytes", "token_hex", "token_urlsafe", "randbits",
+                                     "randbelow", "choice")),
 }  # fmt: skip
 _BY_TEXT = {"builtins.getattr", "operator.attrgetter", "operator.methodcaller"}
 _HIDDEN = {"__dict__", "__doc__", "__annotations__", "__globals__", "__subclasses__"}
 
+_UNCHECKED = 1  # flags of bytecode that is used whatever became of its source
 FOLLOWED: set[str] = set()  # the modules that have been read
 
 
@@ -62,6 +74,7 @@ def read(name: str) -> Module:
             bindings.setdefault(bound, []).append(statement)
     codes: dict[str, set[CodeType]] = {}
     waiting = [compile(source, path, "exec", dont_inherit=True)]
+    _insist_on_bytecode(path, waiting[0])
     for code in waiting:
         codes.setdefault(code.co_qualname, set()).add(essence(code))
         waiting += (each for each in code.co_consts if isinstance(each, CodeType))
@@ -75,6 +88,24 @@ def _bytes(name: str, path: str) -> bytes:
         loader: Any = importlib.util.find_spec(name).loader  # type: ignore[union-attr] # just found
         data: bytes = loader.get_data(path)
         return data
+
+
+def _insist_on_bytecode(path: str, code: CodeType) -> None:
+    """Refuse bytecode that Python takes for the source's, and that is of an older one.
+
+    It goes by size and seconds, which may have been restored.
+    """
+    with contextlib.suppress(OSError, NotImplementedError):
+        cached = Path(importlib.util.cache_from_source(path))
+        data, status = cached.read_bytes(), os.stat(path)
+        flags, *seen = struct.unpack("<3I", data[4:16])
+        now = [int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF]
+        is_used = flags == _UNCHECKED or (flags == 0 and seen == now)
+        if is_used and data[:4] == importlib.util.MAGIC_NUMBER and marshal.loads(data[16:]) != code:
+            raise LadderError(
+                f"{cached} is not what {path} says now, and Python would run it: remove it, and "
+                "start again"
+            )
 
 
 def essence(code: CodeType) -> CodeType:
@@ -113,6 +144,9 @@ def entries(module: Module, name: str) -> dict[Any, ast.expr]:
     match module.bindings.get(name):
         case [ast.Assign(value=value)] | [ast.AnnAssign(value=value)]:
             match value:
+                case ast.Call(func=ast.Name(id="Registry"), args=[ast.Dict() as written]):
+                    value = written
+            match value:
                 case ast.Tuple(elts=items) | ast.List(elts=items):
                     return dict(enumerate(items))
                 case ast.Dict(keys=keys, values=items):
@@ -146,7 +180,13 @@ def refuse_opaque(nodes: list[ast.AST], names: set[str], module: Module, imports
             case ast.Attribute(attr=name) if name in _HIDDEN:
                 opaque = True
             case ast.Name() | ast.Attribute() if node not in written_out:
-                opaque = bool(meant(node) & (_OPAQUE | _BY_TEXT))
+                names_of = meant(node)
+                opaque = bool(names_of & (_OPAQUE | _BY_TEXT))
+                if names_of & _PASSING:
+                    raise LadderError(
+                        f"{module.path}:{node.lineno}: `{ast.unparse(node)}` is another each time, "
+                        "and a result is kept; give it to the stage as a parameter"
+                    )
             case ast.Global():
                 opaque = True
         if opaque:

@@ -12,6 +12,7 @@ What becomes of a call is up to the session of the flow (`tasks.caching.session`
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from tasks.caching.basics import LadderError
 from tasks.caching.bodies import MODULES
 from tasks.caching.cues import Look, look
 from tasks.caching.fingerprint import check
+from tasks.caching.machine import arithmetic
 from tasks.caching.refs import Outcome
 
 P = ParamSpec("P")
@@ -67,13 +69,16 @@ SESSION: ContextVar[Caller] = ContextVar("session")  # of the flow that is runni
 class Stage(Generic[P, R]):
     """A pure function with a memory.  `.fn` is the bare function."""
 
-    def __init__(self, fn: Callable[P, R], cores: Callable[[Mapping[str, Any], str], int]) -> None:
+    def __init__(
+        self, fn: Callable[P, R], cores: Callable[[Mapping[str, Any], str], int], *, exact: bool
+    ) -> None:
         check(fn)
         MODULES[fn.__module__] = None
         functools.update_wrapper(self, fn)
         self.fn = fn
         self.name = fn.__name__
         self.cores = cores
+        self._exact = exact
         self.signature = inspect.signature(fn)
 
     def __getitem__(self, label: str) -> Callable[..., Any]:
@@ -93,14 +98,30 @@ class Stage(Generic[P, R]):
             raise LadderError(f"{name} was called outside a flow; use {self.name}.fn for that")
         return session.call(self, name, arguments)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name: whoever gets it elsewhere takes the stage of its own code."""
+        return _stage_named, (self.fn.__module__, self.name)
+
     @property
     def is_heavy(self) -> bool:
         """Whether it takes more than a core, so that one may want to limit how many run at once."""
         return self.cores is not _one_core
 
-    def look(self, arguments: Mapping[str, Any]) -> Look:
-        """The key of a call.  Raises LadderError for code that cannot be followed."""
-        return look(self.name, self.fn, arguments)
+    def look(self, arguments: Mapping[str, Any], device: str = "cpu", cores: int = 1) -> Look:
+        """The key of a call on a device and so many cores of this machine.
+
+        Raises LadderError for code that cannot be followed.
+        """
+        machine: dict[str, Any] = {}
+        if not self._exact:
+            machine = {"processor": arithmetic(), "threads": cores}
+        if self.is_heavy:
+            machine["device"] = device
+        return look(self.name, self.fn, arguments, machine)
+
+
+def _stage_named(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 def _one_core(_arguments: Mapping[str, Any], _device: str) -> int:
@@ -111,15 +132,21 @@ def _one_core(_arguments: Mapping[str, Any], _device: str) -> int:
 def stage(fn: Callable[P, R]) -> Stage[P, R]: ...
 @overload
 def stage(
-    *, cores: Callable[[Mapping[str, Any], str], int]
+    *, cores: Callable[[Mapping[str, Any], str], int] = ..., exact: bool = ...
 ) -> Callable[[Callable[P, R]], Stage[P, R]]: ...
-def stage(fn: Any = None, *, cores: Callable[[Mapping[str, Any], str], int] = _one_core) -> Any:
+def stage(
+    fn: Any = None,
+    *,
+    cores: Callable[[Mapping[str, Any], str], int] = _one_core,
+    exact: bool = False,
+) -> Any:
     """Make a function a stage.
 
     `cores` says how many cores its body uses, given a call's arguments and the run's device; one,
-    unless told.
+    unless told.  The result of an `exact` one is the same bits on any machine: whole numbers alone,
+    or so few roundings that their order is fixed.
     Raises LadderError, with the line, when the function reaches code that cannot be followed.
     """
     if fn is None:
-        return lambda function: Stage(function, cores)
-    return Stage(fn, cores)
+        return lambda function: Stage(function, cores, exact=exact)
+    return Stage(fn, cores, exact=exact)

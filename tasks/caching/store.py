@@ -4,6 +4,7 @@
     records/<stage>/<key>.json                  which files a key stands for, and what went into it
     last/<stage name>.<digest>.json             what went into a stage's key last time
     scratch/<key>/                              checkpoints of a stage that has not finished
+    sessions/<id>/                              where a run and its workers elsewhere meet
     locks/                                      held while a key is computed
     aside/                                      damaged files, kept for a look and never read
 
@@ -21,7 +22,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,6 +39,7 @@ from tasks.caching.files import Files, move_aside
 from tasks.caching.records import Record, digest_of
 
 FORMAT = 1  # raise it when files or keys change meaning: every older record then misses
+LEFT = re.compile(r"([0-9a-f]{32}){1,2}(-.*)?")  # of a folder in scratch or sessions
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -82,6 +84,11 @@ class Store:
         }
         self._write_record(body)
         return records.to_record(body)
+
+    def adopt(self, body: dict[str, Any]) -> None:
+        """Store a record of another machine's, whose files are here by now: name -> size."""
+        signatures = {name: self.files.signature(name) for name in body["files"]}
+        self._write_record(body | {"files": signatures, "checked": time.time_ns()})
 
     def get(self, stage: str, key: str, *, thorough: bool = False) -> Record | None:
         """The record of a key with every file verified, or None when there is none.
@@ -137,7 +144,14 @@ class Store:
                     yield found, records.to_record(body)
 
     def load(self, tree: Any) -> Any:
-        """The value of a record's tree.  Raises as `values.load` does."""
+        """The value of a record's tree, read and held against its files' names.
+
+        Raises as `values.load` does, and DamagedError for a file whose content is another than was
+        stored; it is set aside, so that the next look at its record finds it missing.
+        """
+        with contextlib.suppress(RecursionError):  # what is nested so deep is not loaded either
+            for name in sorted(filter(records.NAME.fullmatch, values.named(tree))):
+                self.files.insist_on_content(name)
         return values.load(tree, self.files.folder)
 
     def set_aside(self, stage: str, key: str) -> None:
@@ -171,12 +185,12 @@ class Store:
         body = records.read_body(path)
         return None if body is None else records.to_record(body)
 
-    def memories(self) -> Iterator[dict[str, list[str]]]:
-        """The input digests of each stage's last key."""
+    def memories(self) -> Iterator[dict[str, Any]]:
+        """What each stage's last key was, with its "dataset"."""
         for path in entries(self.root / "last"):
             with contextlib.suppress(DamagedError):
                 if body := records.read_memory(path):
-                    yield body["ingredients"]["inputs"]
+                    yield body
 
     def share(self) -> int:
         """Say that this process uses the store, until the descriptor that this gives is closed."""
@@ -207,14 +221,20 @@ class Store:
     def remember(self, dataset: str, name: str, memory: dict[str, Any]) -> None:
         """Keep what went into a stage's key, for the next run to compare with."""
         path = self._last_path(dataset, name)
+        memory = memory | {"dataset": dataset}
         if self.last(dataset, name) != memory:
             write_atomic(path, records.checked(memory), durable=False)  # it is for words alone
 
     # Turns
 
-    def lock(self, key: str) -> contextlib.AbstractContextManager[None]:
-        """Hold a key alone among all processes; the kernel lets go when the holder dies."""
-        return locks.hold(self.root / "locks" / f"{key}.lock")
+    def lock(
+        self, key: str, stopped: Callable[[], bool] = lambda: False
+    ) -> contextlib.AbstractContextManager[None]:
+        """Hold a key alone among all processes; the kernel lets go when the holder dies.
+
+        Raises StoppedError when `stopped` says, while it waits, that nobody wants it any more.
+        """
+        return locks.hold(self.root / "locks" / f"{key}.lock", stopped)
 
     def scratch(self, key: str) -> Path:
         """A folder for what a stage wants to find again if it is killed."""
@@ -225,11 +245,21 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(folder, error) from error
+        with contextlib.suppress(OSError):  # another user's may be of use, too
+            os.utime(folder)
         return folder
 
     def drop_scratch(self, key: str) -> None:
         """Remove a key's scratch folder."""
         shutil.rmtree(self._scratch(key), ignore_errors=True)
+
+    def drop_left(self) -> None:
+        """Remove what failed and killed runs have left behind, where none took it up for a week."""
+        long_ago = time.time_ns() - 7 * 86_400 * 10**9
+        for path in [*entries(self.root / "scratch"), *entries(self.root / "sessions")]:
+            ours = LEFT.fullmatch(path.name) and not path.is_symlink()
+            if ours and max(map(_modified, [path, *entries(path)])) < long_ago:
+                shutil.rmtree(path, ignore_errors=True)
 
     # Inside
 

@@ -59,6 +59,15 @@ def held(store: Store) -> list[Held]:
     return sorted(found, key=lambda each: each.used)
 
 
+def users(store: Store) -> dict[str, list[str]]:
+    """By key, the datasets whose latest run came to it, sorted."""
+    found: dict[str, list[str]] = {}
+    for body in store.memories():
+        if dataset := body.get("dataset"):
+            found.setdefault(str(body["key"]), []).append(str(dataset))
+    return {key: sorted(names) for key, names in found.items()}
+
+
 def verify(store: Store) -> Iterator[str]:
     """Read everything again; gives a line for each damaged file or record, which is set aside."""
     yield from store.files.verify_all()
@@ -166,7 +175,8 @@ def _unnamed(store: Store, kept: list[Held], gone: list[Held]) -> Iterator[Path]
     for path in store.files.paths():
         if path.name not in named and (path.name in freed or _age(path) > _HOUR):
             yield path
-    inputs = [_inputs(each) for each in kept] + list(store.memories())
+    inputs = [_inputs(each) for each in kept]
+    inputs += [body["ingredients"]["inputs"] for body in store.memories()]
     listed = {digest for each in inputs for digest in _flat(each)}
     for path in entries(store.root / "listings"):
         if LISTING.fullmatch(path.name) and path.stem not in listed and _age(path) > _HOUR:
@@ -182,6 +192,9 @@ def _abandoned(root: Path) -> Iterator[Path]:
     yield from (path for path in entries(root / "aside") if re.match(r"\d{15,}-", path.name))
     for path in entries(root / "scratch"):
         if re.match(r"[0-9a-f]{64}(-|$)", path.name) and _age(path) > _DAY:
+            yield path
+    for path in entries(root / "sessions"):  # of runs that were killed
+        if re.fullmatch(r"[0-9a-f]{32}", path.name) and _age(path / "alive") > _DAY:
             yield path
 
 

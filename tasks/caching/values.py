@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tasks.caching import records
+from tasks.caching import machine, records
 from tasks.caching.basics import DamagedError, LadderError, open_regular, read_regular, unreadable
 from tasks.caching.records import canonical, digest_of
 
@@ -33,6 +33,7 @@ class Stack(NamedTuple):
     images: Tensor  # [N, H, W] or [N, H, W, 3] uint8
     names: list[str]  # N file names
     digests: np.ndarray  # [N, 32] uint8, sha256 of each image's shape and pixels
+    left_out: Sequence[str] = ()  # "a.png: damaged (it ends too early)" for files without a row
 
 
 class Weights(NamedTuple):
@@ -57,28 +58,43 @@ def encode(  # noqa: PLR0911 - one return for each kind of value
 ) -> Any:
     """A value's tree: plain data, with the names that `save` gives in place of tensors.
 
-    name: which part of the whole it is.  Raises TypeError for what cannot be stored.
+    name: which part of the whole it is.  Raises LadderError for what cannot be stored.
     """
     match value:
         case Stack():
             return {"$stack": save(_stack_bytes(value), ".arrow")}
         case Weights():
-            return {"$weights": save(_weights_bytes(value), ".safetensors")}
-        case Tensor():
-            saved = save(_tensor_bytes(value), ".arrow")
+            return {"$weights": save(weights_bytes(value), ".safetensors")}
+        case Tensor() if str(value.dtype) in _DTYPES and value.layout is torch.strided:
+            saved = save(_tensor_bytes(value.detach()), ".arrow")
             return {"$tensor": saved, "shape": list(value.shape), "dtype": str(value.dtype)}
+        case Tensor():
+            raise LadderError(
+                f"a stage cannot return a tensor of {value.dtype}, {value.layout} "
+                f"({name or 'its result'}): torch.view_as_real and Tensor.to_dense give what it can"
+            )
         case bytes():
             suffix = Path(name).suffix
             return {"$bytes": save(value, suffix if suffix[1:] in records.SUFFIXES else ".bin")}
         case dict():
             if any(not isinstance(key, str) or key.startswith("$") for key in value):
-                raise TypeError(f"a stage's dict keys are texts without a leading $: {name}")
+                raise LadderError(
+                    "a stage's dict keys are texts without a leading $, not those of "
+                    f"{name or 'its result'}: str(key) makes one"
+                )
             return {key: encode(item, save, key) for key, item in value.items()}
+        case tuple() if type(value) is tuple:
+            return {"$tuple": [encode(item, save, name) for item in value]}
+        case float() if not math.isfinite(value):
+            return {"$float": repr(value)}
         case list():
             return [encode(item, save, name) for item in value]
         case bool() | int() | float() | str() | None:
             return value
-    raise TypeError(f"a stage cannot return {type(value).__name__} ({name or 'its result'})")
+    raise LadderError(
+        f"a stage cannot return {type(value).__name__} ({name or 'its result'}): return tensors, "
+        "numbers, texts, bytes, or dicts, lists and tuples of them"
+    )
 
 
 def named(tree: Any) -> Iterator[str]:
@@ -111,6 +127,10 @@ def _load(tree: Any, files: Path) -> Any:
     if not isinstance(tree, dict):
         return tree
     kind = next(iter(tree), "")
+    if kind == "$tuple":
+        return tuple(_load(item, files) for item in tree[kind])
+    if kind == "$float":
+        return float(tree[kind])
     if kind not in _DECODERS:
         return {name: _load(item, files) for name, item in tree.items()}
     path = files / tree[kind]
@@ -127,12 +147,22 @@ def _load(tree: Any, files: Path) -> Any:
 # Arrow and safetensors
 
 
-def _ipc(columns: dict[str, pa.Array]) -> memoryview:
+AROUND = 1 << 20  # bytes that an Arrow file has beside its columns, at most
+
+
+def _ipc(columns: dict[str, pa.Array], metadata: dict[str, str] | None = None) -> memoryview:
     batch = pa.record_batch(list(columns.values()), names=list(columns))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema) as writer:
+    batch = batch.replace_schema_metadata(metadata) if metadata else batch
+    if batch.nbytes <= machine.LARGE:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        return memoryview(sink.getvalue())
+    held = machine.on_disk(batch.nbytes + AROUND)
+    fixed = pa.FixedSizeBufferWriter(pa.py_buffer(held))
+    with pa.ipc.new_file(fixed, batch.schema) as writer:
         writer.write_batch(batch)
-    return memoryview(sink.getvalue())
+    return memoryview(held)[: fixed.tell()]
 
 
 def _rows(tensor: Tensor) -> pa.Array:
@@ -151,14 +181,22 @@ def _stack_bytes(stack: Stack) -> memoryview:
         pa.binary(32), len(stack.names), [None, pa.py_buffer(np.ascontiguousarray(stack.digests))]
     )
     names = pa.array([name.encode("utf-8", "surrogateescape") for name in stack.names], pa.binary())
-    return _ipc({"images": _rows(stack.images), "names": names, "digests": digests})
+    columns = {"images": _rows(stack.images), "names": names, "digests": digests}
+    if stack.left_out:
+        return _ipc(columns, {"left_out": json.dumps([*stack.left_out])})
+    return _ipc(columns)
 
 
 def _tensor_bytes(tensor: Tensor) -> memoryview:
-    return _ipc({"values": _rows(tensor if tensor.dim() else tensor.reshape(1))})
+    if tensor.dtype in _AS_BYTES:  # which Arrow has not, or packs as bits
+        tensor = tensor.contiguous().view(_AS_BYTES[tensor.dtype])
+    # The shape stands in the tree; Arrow has none without a value in a row.
+    return _ipc(
+        {"values": _rows(tensor if tensor.dim() and tensor.numel() else tensor.reshape(-1))}
+    )
 
 
-def _weights_bytes(weights: Weights) -> bytes:
+def weights_bytes(weights: Weights) -> bytes:
     """A safetensors file with its header sorted: the library's order changes from run to run."""
     tensors = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
     data = safetensors.torch.save(tensors, weights.metadata)
@@ -203,7 +241,8 @@ def _values(
 ) -> Tensor:
     """A fixed_shape_tensor column as a tensor over the mapped file itself, no copy."""
     values = column.storage.values
-    if values.type != _ARROW[dtype] or len(values) != math.prod(shape):
+    kind = _ARROW[_AS_BYTES.get(dtype, dtype)]
+    if values.type != kind or len(values) != math.prod(shape):
         raise ValueError("it holds other values")
     if 0 in shape:
         return torch.empty(shape, dtype=dtype)
@@ -224,7 +263,15 @@ def _load_stack(path: Path, _tree: dict[str, Any]) -> Stack:
         _values(mapped, images, torch.uint8, [len(images), *images.type.shape]),
         [name.decode("utf-8", "surrogateescape") for name in names.to_pylist()],
         raw.reshape(-1, 32),
+        _left_out(batch.schema.metadata),
     )
+
+
+def _left_out(metadata: dict[bytes, bytes] | None) -> list[str]:
+    lines = json.loads((metadata or {}).get(b"left_out", b"[]"))
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise ValueError("what was left out of it is no list of lines")
+    return lines
 
 
 def _load_tensor(path: Path, tree: dict[str, Any]) -> Tensor:
@@ -256,14 +303,16 @@ _DECODERS = {
     "$weights": _load_weights,
     "$bytes": _load_bytes,
 }
-_DTYPES = {
-    str(dtype): dtype
+_AS_BYTES = {torch.bool: torch.uint8, torch.bfloat16: torch.int16}
+_ARROW = {
+    dtype: pa.from_numpy_dtype(str(dtype).partition(".")[2])
     for dtype in (
-        *(torch.uint8, torch.int32, torch.int64),
+        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
         *(torch.float16, torch.float32, torch.float64),
     )
 }
-_ARROW = {dtype: pa.from_numpy_dtype(str(dtype).partition(".")[2]) for dtype in _DTYPES.values()}
+_DTYPES = {str(dtype): dtype for dtype in (*_ARROW, *_AS_BYTES)}
 # What reading a file raises that holds something else than it should.
 _NOT_OURS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError,
              pa.ArrowException, safetensors.SafetensorError)  # fmt: skip

@@ -21,9 +21,11 @@ from typing import IO
 
 from tasks.caching.basics import LadderError, printable
 from tasks.caching.stage import Run
+from tasks.images.folders import below
 from tasks.images.kinds import TEXTS, kind_of
-from tasks.images.layout import TESTING, TRAINING, layout
+from tasks.images.layout import layout
 from tasks.images.packed import PACKED, Readable
+from tasks.images.sides import role_of
 from tasks.images.tar import MAX_FILE, is_header, tar_members
 
 # Control characters, line ends, and what turns the direction of a text that it is shown in
@@ -110,8 +112,11 @@ def _dataset_in(folder: Path, files: list[str]) -> Path:
             raise ValueError(f"it holds {len(fits)} datasets ({names}); pack one of them alone")
         nearest = nearest or next((each for each in level if _has_split(each)), None)
         level = [inner for each in level for inner in sorted(each.iterdir()) if inner.is_dir()]
+    inmost = _innermost(folder)
+    if _holds_classes(inmost):
+        return inmost
     if nearest is None:
-        raise ValueError(f"{NO_DATASET}, found: {_listed(_innermost(folder))}")
+        raise ValueError(f"{NO_DATASET}, found: {_listed(inmost)}")
     complaint = _complaint(nearest) or ""
     for place, words in ((f"{nearest}/", ""), (str(nearest), "its content")):
         complaint = complaint.replace(place, words)
@@ -119,16 +124,24 @@ def _dataset_in(folder: Path, files: list[str]) -> Path:
 
 
 def _complaint(folder: Path) -> str | None:
-    """Why a folder is no dataset, on one line; None where it is one."""
+    """Why a folder is no dataset with splits, on one line; None where it is one."""
     try:
-        layout(folder)
+        return NO_DATASET if "all" in layout(folder).sides else None
     except LadderError as error:
         return str(error).replace("\n", "; ")
-    return None
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether a folder is a dataset without splits, each class of which has images."""
+    try:
+        classes = layout(folder).sides.get("all", [])
+    except LadderError:
+        return False
+    return bool(classes) and all(below(each.folder, "", []) for each in classes)
 
 
 def _has_split(folder: Path) -> bool:
-    return any((folder / name).is_dir() for name in (*TRAINING, *TESTING))
+    return any(role_of(each.name) for each in folder.iterdir() if each.is_dir())
 
 
 def _innermost(folder: Path) -> Path:

@@ -19,8 +19,10 @@ import torch
 from tasks.caching.basics import LadderError, clean
 from tasks.caching.stage import Run, stage
 from tasks.caching.values import Stack
-from tasks.images.canvas import Canvas, is_png, room
+from tasks.images.canvas import Canvas, room
 from tasks.images.folders import read_files
+from tasks.images.form import AS_THEY_ARE, Form
+from tasks.images.kinds import of_suffix
 from tasks.images.listings import read_listing
 from tasks.images.pillow import MAX_PIXELS
 from tasks.images.scan import Files
@@ -29,24 +31,24 @@ BLOCK_FILES, BLOCK_BYTES = 8192, 4_000_000  # of files read at a time
 LOOKS = 128  # earlier results to search: looking into more takes longer than decoding anew
 
 
-@stage
-def decode(files: Files, size: tuple[int, int] | None = None, *, run: Run = Run()) -> Stack:
+@stage(exact=True)
+def decode(files: Files, form: Form = AS_THEY_ARE, *, run: Run = Run()) -> Stack:
     """The folder's images[N, H, W] or [N, H, W, 3] uint8, with a digest of each image's pixels.
 
-    `size` is (height, width) to resize to (bilinear, antialiased); without it all must be equal.
-    Greyscale stays one channel, as do black-and-white images and palettes that hold greys alone;
-    other palettes become RGB.  Photographs are turned upright as their EXIF data says.
+    `form` is what each is made into; where it leaves them their size or colour, all must be equal.
+    Black-and-white images and palettes that hold greys alone count as greyscale.  Images are
+    turned upright as their EXIF data says.
 
     Raises LadderError with a line for each file that is damaged, differs from the others or has
-    changed since the scan, and for any other kind of image; and with one line where the images do
-    not fit in memory: they may take half of what is available, as they are copied to be stored.
+    changed since the scan, and for any other kind of image.  Of many images the pixels lie on the
+    disk while they are decoded, so that memory does not grow with their number.
 
     Files whose bytes an earlier result has decoded are not read: their rows are copied from there.
     """
-    if size:
-        _insist_on_size(size)
+    if form.size:
+        _insist_on_size(form.size)
     try:
-        return _stack(files, size, run)
+        return _stack(files, form, run)
     except MemoryError:
         raise LadderError(
             f"{clean(files.folder)}: there is too little memory for its images; close other "
@@ -54,22 +56,22 @@ def decode(files: Files, size: tuple[int, int] | None = None, *, run: Run = Run(
         ) from None
 
 
-def _stack(files: Files, size: tuple[int, int] | None, run: Run) -> Stack:
+def _stack(files: Files, form: Form, run: Run) -> Stack:
     """The rows that are known, copied, and the others, decoded."""
-    parts = list(_known(files, run))
+    parts = [] if form.skip_bad else list(_known(files, run))
     if not parts:
-        return _decoded(files, size, run)
+        return _decoded(files, form, run)
     new = np.ones(len(files.names), bool)
     for part in parts:
         new[part.rows] = False
     if new.any():
         rows = np.flatnonzero(new)
         fresh = Files(files.folder, [files.names[row] for row in rows], files.digests[rows])
-        parts.append(Part(rows, _decoded(fresh, size, run), np.arange(len(rows))))
+        parts.append(Part(rows, _decoded(fresh, form, run), np.arange(len(rows))))
     shapes = {part.stack.images.shape[1:] for part in parts}
     if len(shapes) > 1:
-        return _decoded(files, size, run)  # names the file that differs
-    images = room(len(files.names), shapes.pop(), files.folder)
+        return _decoded(files, form, run)  # names the file that differs
+    images = room(len(files.names), shapes.pop())
     digests = np.empty((len(files.names), 32), np.uint8)
     for part in parts:
         images[part.rows] = part.stack.images.numpy()[part.source]
@@ -99,7 +101,7 @@ def _known(files: Files, run: Run) -> Iterator[Part]:
         found = (old.digests[source] == files.digests[missing]).all(axis=1)
         # The same bytes under another suffix may be refused.
         found[found] = [
-            is_png(files.names[row]) == is_png(old.names[other])
+            of_suffix(files.names[row]) == of_suffix(old.names[other])
             for row, other in zip(missing[found], source[found], strict=True)
         ]
         if found.any():
@@ -114,14 +116,16 @@ def _starts(digests: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(digests[:, :8]).view(np.uint64).ravel()
 
 
-def _decoded(files: Files, size: tuple[int, int] | None, run: Run) -> Stack:
+def _decoded(files: Files, form: Form, run: Run) -> Stack:
     """All of the files, read and decoded block by block."""
     canvas = Canvas(files.folder, files.names)
     for done, rows, data in _blocks(files, canvas.problems):
-        canvas.decode(rows, data, size)
+        canvas.decode(rows, data, form)
         run.progress(done, len(files.names), "")
-    images = canvas.finished()
-    return Stack(torch.from_numpy(images), files.names, _pixel_digests(images))
+    rows, images = canvas.finished()
+    names = [files.names[row] for row in rows] if canvas.skipped else files.names
+    left_out = [*canvas.skipped.values()]
+    return Stack(torch.from_numpy(images), names, _pixel_digests(images), left_out)
 
 
 def _insist_on_size(size: tuple[int, int]) -> None:

@@ -27,9 +27,7 @@ from tasks.caching.places import insist_on_name
 from tasks.caching.stage import Run
 from tasks.images.archives import unpack, what_instead
 from tasks.images.download import download, path_or_url
-from tasks.images.placing import aside, origin, parted, put, remember
-
-RESERVED = ("cache", "models", "reports")  # the data root's other folders
+from tasks.images.placing import RESERVED, aside, origin, parted, put, remember
 
 
 class Archive(NamedTuple):
@@ -80,9 +78,10 @@ def fetch(
     made_here = source is None and DATASETS.get(name) is None
     if made_here and (sha256 or name not in DATASETS):
         known = " and ".join(DATASETS)
-        say = f"{name} is none of {known}" if name not in DATASETS else "--sha256 is of an archive"
-        raise LadderError(f"{say}: add --from FILE_OR_URL --sha256 HEX")
-    wanted = None if made_here else _wanted(name, source, sha256)
+        say = f"unknown dataset '{name}', the known ones are {known}"
+        say = say if name not in DATASETS else "--sha256 is of an archive"
+        raise LadderError(f"{say}: add --from FILE, or --from URL --sha256 HEX")
+    wanted = None if made_here else _wanted(name, source, sha256, tell)
     try:
         with _staging(target) as staging:
             if wanted is None:
@@ -134,8 +133,13 @@ def _make_sample(folder: Path) -> Path:
     return folder
 
 
-def _wanted(name: str, source: str | None, sha256: str | None) -> Wanted:
-    """What is to be fetched.  Raises LadderError for what cannot be meant."""
+def _wanted(
+    name: str, source: str | None, sha256: str | None, tell: Callable[[str], None]
+) -> Wanted:
+    """What is to be fetched.  Raises LadderError for what cannot be meant.
+
+    Of a file here that nobody has said a checksum of, it is told, and taken as it is.
+    """
     archive = DATASETS.get(name)
     given = source if source is not None else archive.url if archive else ""
     place = shortened(redacted(given))
@@ -151,7 +155,8 @@ def _wanted(name: str, source: str | None, sha256: str | None) -> Wanted:
     with _opened(path) as file:
         _insist_on_archive(file, place)
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    raise LadderError(f"{place}: if you trust this file, add --sha256 {found}")
+    tell(f"{place}: its sha256 is {found}; --sha256 {found} makes sure that it is this file again")
+    return Wanted(place, url, path, "sha256", found, None)
 
 
 def _opened(path: Path) -> BufferedReader:

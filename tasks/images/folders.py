@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.caching.basics import LadderError, clean
+from tasks.images.kinds import of_suffix
 
 # What operating systems, storage boxes and tools leave in folders, in lower case
 JUNK = {
@@ -32,6 +33,7 @@ _ADVICE = {
         "the file may be whole: look at its disk or network share, then run again",
     ),
 }
+LINK = "a link to a folder inside a class, not followed"
 MAX_BYTES = 256_000_000  # of a file: more than the largest image needs that is read
 PIECE = 16_000_000  # bytes read at a time
 
@@ -124,6 +126,22 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads nowhere
         return False
+
+
+def below(folder: Path, place: str, skipped: list[str]) -> list[str]:
+    """The paths of all images in a folder and in those within it, sorted; of others, lines."""
+    found: list[str] = []
+    queue = [""]
+    while queue:
+        inner = queue.pop()
+        at = f"{place}/{clean(inner)}" if inner else place
+        held = entries(folder / inner, at)
+        start = f"{inner}/" if inner else ""
+        links = [name for name in held.folders if inner and (folder / inner / name).is_symlink()]
+        skipped += [*held.skipped, *left_aside(at, links, LINK)]
+        queue += [f"{start}{name}" for name in held.folders if name not in links]
+        found += [f"{start}{name}" for name in held.files if of_suffix(name)]
+    return sorted(found)
 
 
 # Their bytes

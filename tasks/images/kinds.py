@@ -1,4 +1,4 @@
-"""Kinds: what a file is by its first bytes, and what to do with an image that is none."""
+"""Kinds: what a file is by its suffix and by its first bytes, and what to do with what is none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import re
 from tasks.images.plain import SIGNATURE
 
 JPEG_START = b"\xff\xd8\xff"
+SUFFIXES = {  # of the images that are read, and what each says that a file is
+    ".png": "a PNG",
+    **dict.fromkeys((".jpg", ".jpeg"), "a JPEG"),
+    ".webp": "a WebP image",
+    ".bmp": "a BMP image",
+    ".gif": "a GIF image",
+    **dict.fromkeys((".tif", ".tiff"), "a TIFF image"),
+}
 # A pattern of a file's first bytes, and what to call it
 KINDS = [
     (re.escape(SIGNATURE), "a PNG"),
@@ -72,6 +80,11 @@ REMEDY = {
         "bring the image again or remove it",
     ),
 }
+
+
+def of_suffix(name: str) -> str:
+    """What a file's name says that it is; "" for no image that is read."""
+    return SUFFIXES.get(name[name.rfind(".") :].lower(), "")
 
 
 def kind_of(data: bytes) -> str:

@@ -23,7 +23,12 @@ from tasks.caching.basics import (
 )
 
 LISTING = pa.schema([("name", pa.string()), ("digest", pa.binary(32))])
-INDEX = pa.schema([("label", pa.string()), ("listing", pa.string()), ("stat", pa.binary())])
+INDEX = pa.schema(
+    [
+        *(("label", pa.string()), ("listing", pa.string())),
+        *(("stat", pa.binary()), ("headers", pa.binary()), ("own", pa.binary())),
+    ]
+)
 
 
 class Listing(NamedTuple):
@@ -38,10 +43,14 @@ class Seen(NamedTuple):
 
     listing: str  # digest of its listing
     stat: np.ndarray  # [N, 5] int64, stat_fields of each file; zeros where too young to be trusted
+    headers: np.ndarray  # [N, 3] int32, as `tasks.images.headers.header` gives them
+    own: np.ndarray  # [N, 32 or more] uint8, what draws each image's side; [N, 0] for nothing
 
 
 EMPTY = Listing([], np.zeros((0, 32), np.uint8))
-UNSEEN = Seen("", np.zeros((0, 5), np.int64))
+UNSEEN = Seen(
+    "", np.zeros((0, 5), np.int64), np.zeros((0, 3), np.int32), np.zeros((0, 0), np.uint8)
+)
 
 
 def read_listing(root: Path, digest: str) -> Listing | None:
@@ -79,10 +88,20 @@ def read_index(path: Path) -> dict[str, Seen]:
     """What the last scan saw, by label; nothing when the index is missing, damaged or foreign."""
     batch = _read(path, INDEX)
     rows = [] if batch is None else batch.to_pylist()
-    if any(len(row["stat"]) % 40 for row in rows):
+    if any(
+        len(row["stat"]) % 40
+        or 12 * len(row["stat"]) != 40 * len(row["headers"])
+        or len(row["own"]) * 40 % max(1, len(row["stat"]))
+        for row in rows
+    ):
         return {}
     return {
-        row["label"]: Seen(row["listing"], np.frombuffer(row["stat"], np.int64).reshape(-1, 5))
+        row["label"]: Seen(
+            row["listing"],
+            np.frombuffer(row["stat"], np.int64).reshape(-1, 5),
+            np.frombuffer(row["headers"], np.int32).reshape(-1, 3),
+            np.frombuffer(row["own"], np.uint8).reshape(len(row["stat"]) // 40, -1),
+        )
         for row in rows
     }
 
@@ -90,7 +109,11 @@ def read_index(path: Path) -> dict[str, Seen]:
 def write_index(path: Path, index: dict[str, Seen]) -> None:
     """Keep what a scan saw, by label, for the next one."""
     listings = [seen.listing for seen in index.values()]
-    columns = [list(index), listings, [seen.stat.tobytes() for seen in index.values()]]
+    columns = [
+        *(list(index), listings, [seen.stat.tobytes() for seen in index.values()]),
+        [seen.headers.tobytes() for seen in index.values()],
+        [seen.own.tobytes() for seen in index.values()],
+    ]
     with contextlib.suppress(LadderError):  # a store that cannot be written only stays slower
         _write(path, INDEX, columns)
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tasks.caching.basics import LadderError, write_atomic
 
+RESERVED = ("cache", "models", "reports")  # the data root's folders that are no datasets
+
 
 def put(made: Path, target: Path, tell: Callable[[str], None]) -> None:
     """Put a new dataset in its place, in one step; not in that of what a person made.

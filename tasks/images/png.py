@@ -17,14 +17,22 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from tasks.caching.basics import clean
-from tasks.images.pillow import damaged, insist_on_size, loaded, unwanted, upright
+from tasks.images.form import Form
+from tasks.images.headers import MAX_CHUNKS, TELLING
+from tasks.images.pillow import (
+    damaged,
+    flat,
+    insist_on_size,
+    loaded,
+    over_background,
+    refuse,
+    unwanted,
+    upright,
+)
 from tasks.images.plain import END, SIGNATURE
 
 NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # what makes a PNG's pixels
 PIECE = 1_000_000  # bytes inflated at a time
-# Texts of a PNG with EXIF data (as ImageMagick writes it) or XMP data
-TELLING = re.compile(rb"Raw profile type exif\0|XML:com\.adobe\.xmp\0")
-MAX_CHUNKS = 100_000  # each costs time and memory, and a large image needs far fewer
 # First column and row, and steps across and down, of an interlaced PNG's passes (its section 8)
 ADAM7 = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
@@ -48,18 +56,18 @@ class Chunk(NamedTuple):
     whole: memoryview  # with its length, kind and checksum
 
 
-def png(data: bytes, path: Path) -> Image.Image:
-    """The image of a PNG, mode L or RGB."""
+def png(data: bytes, form: Form, path: Path) -> Image.Image:
+    """The image of a PNG, mode L or RGB, upright; of an animated one what shows without motion."""
     chunks = _chunks(data, path)
     width, height, depth, colour, *methods, interlaced = struct.unpack(">IIBBBBB", chunks[0].body)
     samples, depths = COLOURS.get(colour, (0, ()))
     if any(methods) or interlaced > 1 or depth not in depths:
         raise damaged(path, "its header is invalid")
-    if depth == 16:
-        raise unwanted(path, "16-bit")
     named = {each.kind: each.body for each in chunks}
     if named.get(b"acTL", b"")[:4] not in (b"", b"\0\0\0\1") or b"fdAT" in named:
-        raise unwanted(path, "animated")
+        refuse(form, path, "animated")
+    if depth == 16:
+        refuse(form, path, "16-bit")
     insist_on_size(width, height, path)
     length = _filtered_length(width, height, depth * samples, interlaced)
     _insist_on_pixels((each.body for each in chunks if each.kind == b"IDAT"), length, path)
@@ -68,7 +76,7 @@ def png(data: bytes, path: Path) -> Image.Image:
     bare = data if is_bare else b"".join([SIGNATURE, *needed])
     image = loaded(PngImageFile, bare, path)
     key = bytes(named.get(b"tRNS", b"")) if colour in (0, 2, 3) else b""
-    image = _opaque(image, key, depth, len(named.get(b"PLTE", b"")) // 3, path)
+    image = _opaque(image, key, depth, len(named.get(b"PLTE", b"")) // 3, form, path)
     told = [each.whole for each in chunks if each.kind == b"eXIf"]
     told = told or [each.whole for each in chunks if TELLING.match(each.body)]
     header = chunks[0].whole
@@ -147,31 +155,29 @@ def _filtered_length(width: int, height: int, bits: int, interlaced: int) -> int
     return sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns)
 
 
-def _opaque(image: Image.Image, key: bytes, depth: int, colours: int, path: Path) -> Image.Image:
-    """The image in mode L or RGB, black-and-white and palettes turned into what they show.
-
-    Raises LadderError where a pixel is transparent, by an alpha channel or the PNG's tRNS `key`.
-    """
+def _opaque(
+    image: Image.Image, key: bytes, depth: int, colours: int, form: Form, path: Path
+) -> Image.Image:
+    """The image in mode L or RGB, what its tRNS `key` says is transparent put over a background."""
     if image.mode == "P":
         used = np.flatnonzero(image.histogram())
         if used[-1] >= colours:
             raise damaged(path, "its palette is too short")
-        clear = any(key[index] < 255 for index in used if index < len(key))
         palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3)[:colours]
         mode = "L" if (palette == palette[:, :1]).all() else "RGB"
-    elif image.mode in ("LA", "RGBA"):
-        clear = image.getchannel("A").getextrema() != (255, 255)
-        mode = image.mode.removesuffix("A")
-    else:
-        mode = "RGB" if image.mode == "RGB" else "L"
-        image = image if image.mode == mode else image.convert(mode)
-        if len(key) not in (0, 2 * len(mode)):
-            raise damaged(path, "its transparent colour is invalid")
-        # Two bytes a sample, of which as many bits count as the image has (PNG, section 11.3.2.1)
-        colour = [sample % 2**depth * 255 // (2**depth - 1) for sample in key[1::2]]
-        clear = bool(key) and bool(
-            (np.asarray(image).reshape(-1, len(mode)) == colour).all(1).any()
-        )
-    if clear:
-        raise unwanted(path, "transparent")
-    return image if image.mode == mode else image.convert(mode)
+        alpha = np.frombuffer(key.ljust(256, b"\xff"), np.uint8)[np.asarray(image)]
+        return over_background(image.convert(mode), Image.fromarray(alpha), form, path)
+    image = flat(image, form, path)
+    if len(key) not in (0, 2 * len(image.mode)):
+        raise damaged(path, "its transparent colour is invalid")
+    if key and depth == 16:
+        raise unwanted(path, "16-bit with a transparent colour")
+    if not key:
+        return image
+    # Two bytes a sample, of which as many bits count as the image has (PNG, section 11.3.2.1)
+    colour = [sample % 2**depth * 255 // (2**depth - 1) for sample in key[1::2]]
+    clear = np.ones(image.size[::-1], bool)
+    for band, sample in zip(image.getbands(), colour, strict=True):
+        clear &= np.asarray(image.getchannel(band)) == sample
+    alpha = np.where(clear, np.uint8(0), np.uint8(255))
+    return over_background(image, Image.fromarray(alpha), form, path)

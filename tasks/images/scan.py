@@ -5,12 +5,13 @@ Every scan lists and stats all files, but reads only those whose stat differs fr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
 from bisect import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
@@ -19,12 +20,19 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.caching.basics import (
+    DamagedError,
     LadderError,
     clean,
+    read_regular,
     told,
+    write_atomic,
 )
+from tasks.caching.machine import disk_of, stat_tells
 from tasks.caching.stage import Run
+from tasks.images.drawing import drawn_for_testing, together
 from tasks.images.folders import (
+    JUNK,
+    LINK,
     MAX_BYTES,
     left_aside,
     not_utf8,
@@ -34,7 +42,10 @@ from tasks.images.folders import (
     too_large,
     unreadable,
 )
-from tasks.images.layout import SUFFIXES, survey
+from tasks.images.headers import header
+from tasks.images.kinds import SUFFIXES, of_suffix
+from tasks.images.labelled import Images, Layout
+from tasks.images.layout import AS_IT_IS, Reading, survey
 from tasks.images.listings import (
     EMPTY,
     UNSEEN,
@@ -45,9 +56,11 @@ from tasks.images.listings import (
     write_index,
     write_listing,
 )
+from tasks.images.own import DIGEST, LOOKS, looks, own_digest, own_looks
 
 # A file with all of these unchanged is not read again; ctime catches `cp -p` and `touch -d`.
 stat_fields = attrgetter("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
+ENDINGS = tuple(SUFFIXES)
 GRANULARITY = 2_000_000_000  # ns: FAT's clock steps by two seconds, every other by less
 
 
@@ -97,50 +110,124 @@ class Folder:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as it was scanned; `training[i]` and `testing[i]` belong to `classes[i]`."""
+    """A dataset as it was scanned; a side's folders are in the order of `classes`."""
 
     classes: list[str]
     training: list[Folder]
+    validation: list[Folder]  # empty where validation is to be drawn from training
     testing: list[Folder]
+    split: str  # in words, how the sides came about
     skipped: list[str]  # "training/7/notes.txt: not .png, .jpg or .jpeg"
+    # [N, 3] int32, of every image, as `tasks.images.headers.header` gives them
+    headers: np.ndarray = field(compare=False)
 
 
-def scan(path: Path, root: Path, run: Run = Run()) -> Dataset:
+def scan(path: Path, root: Path, reading: Reading = AS_IT_IS, run: Run = Run()) -> Dataset:
     """What the dataset folder `path` holds now; listings and a stat index are kept under `root`.
 
     Raises LadderError for a folder that is no dataset and for files that cannot be read, with a
     line for each.
     """
     path = path.resolve()
-    found, problems = survey(path)
+    found, problems = survey(path, reading)
     started = time.time_ns()
-    index = root / "scans" / f"{sha256(os.fsencode(path)).hexdigest()[:32]}.arrow"
+    told_apart = [
+        os.fsencode(path),
+        b"%d" % disk_of(path),
+        *(text.encode() for text in reading.which() if text),
+    ]
+    index = root / "scans" / f"{sha256(b'|'.join(told_apart)).hexdigest()[:32]}.arrow"
     before = read_index(index)
     places = {
-        f"training/{name}": at for name, at in zip(found.classes, found.training, strict=True)
+        f"{side}/{name}": at
+        for side, images in found.sides.items()
+        for name, at in zip(found.classes, images, strict=True)
     }
-    places |= {f"testing/{name}": at for name, at in zip(found.classes, found.testing, strict=True)}
     skipped = found.skipped
-    listed = {label: _list(place, skipped, problems) for label, place in places.items()}
+    listed = {label: listed_in(place, skipped, problems) for label, place in places.items()}
     if problems:
         raise LadderError(told(problems))
     after: dict[str, Seen] = {}
     for done, (label, now) in enumerate(listed.items()):
         run.progress(done, len(places), clean(label))
         old = before.get(label, UNSEEN)
-        after[label] = _scan_folder(places[label], now, old, root, started, problems)
+        own = (DIGEST + LOOKS * reading.keep_together) * label.startswith("all/")
+        after[label] = _scan_folder(places[label].folder, now, old, root, started, problems, own)
     if problems:
         raise LadderError(told(problems))
     run.progress(len(places), len(places), "")
     if before.keys() != after.keys() or any(after[label] is not before[label] for label in after):
         write_index(index, after)
 
-    folders = [
-        Folder(str(places[label]), label, len(seen.stat), seen.listing)
-        for label, seen in after.items()
+    if "all" in found.sides:
+        sides = _drawn(path, found, after, reading, root)
+    else:
+        sides = {
+            side: [
+                Folder(str(at.folder), label, len(after[label].stat), after[label].listing)
+                for name, at in zip(found.classes, images, strict=True)
+                for label in [f"{side}/{name}"]
+            ]
+            for side, images in found.sides.items()
+        }
+    headers = np.concatenate([seen.headers for seen in after.values()])
+    return Dataset(
+        found.classes, sides["training"], sides.get("validation", []), sides["testing"],
+        found.split, sorted(skipped), headers,
+    )  # fmt: skip
+
+
+def _drawn(
+    path: Path, found: Layout, after: dict[str, Seen], reading: Reading, root: Path
+) -> dict[str, list[Folder]]:
+    """The two sides of a dataset without any, each image on one by its own content.
+
+    Raises LadderError for classes that cannot be on both.
+    """
+    owns = [after[f"all/{name}"].own for name in found.classes]
+    if reading.keep_together:
+        owns = _led(owns, root)
+    out = drawn_for_testing(owns, reading.testing)
+    problems = [
+        f"{clean(path)}: the class {clean(name)} has "
+        + ("one image" if len(held) == 1 else f"{len(held):,} images, all of them equal")
+        + ", and one is needed for training and one for testing: add some, or remove the class"
+        for name, held in zip(found.classes, out, strict=True)
+        if held.all() or not held.any()
     ]
-    n = len(found.classes)
-    return Dataset(found.classes, folders[:n], folders[n:], sorted(skipped))
+    if problems:
+        raise LadderError(told(problems))
+    sides: dict[str, list[Folder]] = {"training": [], "testing": []}
+    for name, images, held in zip(found.classes, found.sides["all"], out, strict=True):
+        whole = read_listing(root, after[f"all/{name}"].listing)
+        if whole is None:
+            raise LadderError(f"{clean(name)}: its listing under {root} is lost; run again")
+        for side, chosen in (("training", ~held), ("testing", held)):
+            rows = np.flatnonzero(chosen)
+            part = Listing([whole.names[row] for row in rows], whole.digests[rows])
+            digest = write_listing(root, part)
+            sides[side].append(Folder(str(images.folder), f"{side}/{name}", len(rows), digest))
+    return sides
+
+
+def _led(owns: list[np.ndarray], root: Path) -> list[np.ndarray]:
+    """What `together` gives, kept under `root`: it compares each image with every other."""
+    whole = np.concatenate(owns)
+    path = root / "scans" / f"{sha256(whole.tobytes()).hexdigest()[:32]}.together"
+    kept = None
+    with contextlib.suppress(DamagedError):
+        kept = read_regular(path)
+    if kept is None or len(kept) != DIGEST * (len(whole) + 1) or not _is_whole(kept):
+        led = np.concatenate(together([own[:, :DIGEST] for own in owns], looks(whole))).tobytes()
+        kept = sha256(led).digest() + led
+        with contextlib.suppress(LadderError):  # a store that cannot be written only stays slower
+            write_atomic(path, kept)
+    digests = np.frombuffer(kept, np.uint8).reshape(-1, DIGEST)[1:]
+    return np.split(digests, np.cumsum([len(each) for each in owns])[:-1])
+
+
+def _is_whole(kept: bytes) -> bool:
+    return sha256(kept[DIGEST:]).digest() == kept[:DIGEST]
 
 
 def _scan_folder(
@@ -150,75 +237,136 @@ def _scan_folder(
     root: Path,
     started: int,
     problems: list[str],
+    own: int,
 ) -> Seen:
-    """The folder as it is now: `before` itself when no file had to be read."""
+    """The folder as it is now: `before` itself when no file had to be read.
+
+    own: how many bytes are wanted of what draws each image's side.
+    """
     names, now = listed
     old = read_listing(root, before.listing)
-    if old is None or len(old.names) != len(before.stat):
-        before, old = UNSEEN, EMPTY
+    known = old is not None and len(old.names) == len(before.stat) and before.own.shape[1] == own
+    if old is None or not known or not stat_tells(folder):
+        before, old = UNSEEN._replace(own=np.zeros((0, own), np.uint8)), EMPTY
     if old.names == names and np.array_equal(before.stat, now):
         return before
-    # Row -1, appended to both, stands for "not there before" and matches no file.
+    # Row -1, appended to each, stands for "not there before" and matches no file.
     row = {name: i for i, name in enumerate(old.names)}
     rows = np.array([row.get(name, -1) for name in names])
     unknown = (np.vstack([before.stat, np.zeros((1, 5), np.int64)])[rows] != now).any(axis=1)
     digests = np.vstack([old.digests, np.zeros((1, 32), np.uint8)])[rows]
-    hashes = []
-    for data in read_files(folder, [names[i] for i in np.flatnonzero(unknown)]):
+    headers = np.vstack([before.headers, np.zeros((1, 3), np.int32)])[rows]
+    owns = np.vstack([before.own, np.zeros((1, own), np.uint8)])[rows]
+    hashes, new, drawing = [], [], []
+    to_read = [names[i] for i in np.flatnonzero(unknown)]
+    for name, data in zip(to_read, read_files(folder, to_read), strict=True):
         if isinstance(data, LadderError):
             problems.append(str(data))
         else:
             hashes.append(sha256(data).digest())
+            new.append(header(data, name))
+            drawing.append(own_digest(data) if own else b"")
+            drawing.append(own_looks(data, name) if own > DIGEST else b"")
     if problems:
         return UNSEEN  # the scan ends with them
     digests[unknown] = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+    headers[unknown] = np.array(new, np.int32).reshape(-1, 3)
+    owns[unknown] = np.frombuffer(b"".join(drawing), np.uint8).reshape(len(new), own)
 
     # What changed just now may change again within the same tick of the clock: read it next time.
     times = now[:, 2:4]
     now[times.max(axis=1) >= started - GRANULARITY] = 0
-    return Seen(write_listing(root, Listing(names, digests)), now)
+    return Seen(write_listing(root, Listing(names, digests)), now, headers, owns)
 
 
-def _list(folder: Path, skipped: list[str], problems: list[str]) -> tuple[list[str], np.ndarray]:
+def listed_in(
+    images: Images, skipped: list[str], problems: list[str]
+) -> tuple[list[str], np.ndarray]:
     """Names of the images, sorted, and stat[N, 5] int64; other files are added to `skipped`."""
+    folder = images.folder
     try:
         directory = open_folder(folder)
     except LadderError as error:
         problems.append(str(error))
         return [], _int64([]).reshape(-1, 5)
     place = "/".join(map(clean, folder.parts[-2:]))
-    fields: list[int] = []
+    others: list[str] = []
     try:
-        entries = sorted(os.listdir(directory))
-        hidden = slice(bisect(entries, "."), bisect(entries, "/"))
-        skipped += left_aside(place, entries[hidden], "hidden")
-        del entries[hidden]
-        # Most are lower case as they are, and spare the call.
-        names = [n for n in entries if n.endswith(SUFFIXES) or n.lower().endswith(SUFFIXES)]
-        for name in names:
-            try:
-                fields += stat_fields(os.stat(name, dir_fd=directory))
-            except OSError as error:
-                problems.append(str(unreadable(folder / name, error)))
-                fields += _UNKNOWN
-    except OSError as error:
-        raise unreadable(folder, error) from None
+        if images.names is None:
+            names, now = _inside(folder, directory, "", place, skipped, problems, others)
+        else:
+            names, now = _stat(folder, directory, images.names, problems)
+            wrong = [n for n, mode in zip(names, now[:, 0].tolist(), strict=True)
+                     if not (stat.S_ISREG(mode) and of_suffix(n))]  # fmt: skip
+            problems += [f"{clean(folder / name)} is no image file that is read: remove its row"
+                         for name in wrong]  # fmt: skip
     finally:
         os.close(directory)
-    now = _int64(fields).reshape(-1, 5)
-    regular = np.equal(now[:, 0] & 0o170000, stat.S_IFREG)
-    others: list[str] = []
-    if len(names) < len(entries) or not regular.all():
-        names = [name for name, is_regular in zip(names, regular, strict=True) if is_regular]
-        others = sorted(set(entries).difference(names))
-        skipped += _left_out(folder, place, others)
-        now = now[regular]
     if not names:
         problems.append(_no_images(folder, others))
     problems += not_utf8(folder, names)
     for row in np.flatnonzero(now[:, 1] > MAX_BYTES):
         problems.append(str(too_large(folder / names[row], int(now[row, 1]))))
     return names, now
+
+
+def _inside(
+    folder: Path, directory: int, inner: str, place: str, skipped: list[str], problems: list[str],
+    others: list[str],
+) -> tuple[list[str], np.ndarray]:  # fmt: skip
+    """As `_list`, of a folder, `inner` being the path to it; of what is no image to `others`."""
+    try:
+        entries = sorted(os.listdir(directory) if not inner else _listdir(directory, inner))
+    except OSError as error:
+        raise unreadable(folder / inner, error) from None
+    hidden = slice(bisect(entries, "."), bisect(entries, "/"))
+    skipped += left_aside(place, entries[hidden], "hidden")
+    del entries[hidden]
+    # Most are lower case as they are, and spare the call.
+    names = [n for n in entries if n.endswith(ENDINGS) or n.lower().endswith(ENDINGS)]
+    paths = [inner + name for name in names] if inner else names
+    paths, now = _stat(folder, directory, paths, problems)
+    regular = np.equal(now[:, 0] & 0o170000, stat.S_IFREG)
+    if len(names) == len(entries) and regular.all():
+        return paths, now
+    paths = [path for path, is_regular in zip(paths, regular, strict=True) if is_regular]
+    now = now[regular]
+    taken = {path[len(inner) :] for path in paths}
+    left = [name for name in entries if name not in taken]
+    others += [inner + name for name in left]
+    deeper = list(_left_out(folder / inner, place, left, skipped))
+    for name in deeper:
+        more = _inside(
+            folder, directory, f"{inner}{name}/", f"{place}/{clean(name)}", skipped, problems,
+            others,
+        )  # fmt: skip
+        paths, now = paths + more[0], np.concatenate([now, more[1]])
+    if deeper:
+        order = sorted(range(len(paths)), key=paths.__getitem__)
+        paths, now = [paths[row] for row in order], now[order]
+    return paths, now
+
+
+def _listdir(directory: int, inner: str) -> list[str]:
+    handle = os.open(inner, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+    try:
+        return os.listdir(handle)
+    finally:
+        os.close(handle)
+
+
+def _stat(
+    folder: Path, directory: int, names: list[str], problems: list[str]
+) -> tuple[list[str], np.ndarray]:
+    """The names again, and stat[N, 5] int64 of each."""
+    fields: list[int] = []
+    for name in names:
+        try:
+            fields += stat_fields(os.stat(name, dir_fd=directory))
+        except OSError as error:
+            problems.append(str(unreadable(folder / name, error)))
+            fields += _UNKNOWN
+    return names, _int64(fields).reshape(-1, 5)
 
 
 def _int64(values: list[int]) -> np.ndarray:
@@ -228,26 +376,30 @@ def _int64(values: list[int]) -> np.ndarray:
         return np.array([value % 2**63 for value in values], np.int64)
 
 
-def _left_out(folder: Path, place: str, names: list[str]) -> Iterator[str]:
-    """The lines of what lies in a class folder and is no image, one for each kind."""
+def _left_out(folder: Path, place: str, names: list[str], skipped: list[str]) -> Iterator[str]:
+    """The folders among what is no image; of all else lines are added to `skipped`, one a kind."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         path = folder / name
         if path.is_dir():
-            why = "a folder inside a class folder"
+            if name.lower() not in JUNK and not path.is_symlink():
+                yield name
+                continue
+            why = LINK if path.is_symlink() else "left by a system, no images"
         elif path.is_file():
-            why = "not .png, .jpg or .jpeg"
+            suffix = path.suffix.lower()
+            why = f"{suffix} is no image that is read" if suffix else "no image by its name"
         else:
             why = "not a regular file"
         kinds.setdefault(why, []).append(name)
     for why, these in kinds.items():
-        yield from left_aside(place, these, why)
+        skipped += left_aside(place, these, why)
 
 
 def _no_images(folder: Path, others: list[str]) -> str:
     found = f", only {some(others)}" if others else ""
     return (
-        f"{clean(folder)} holds no .png, .jpg or .jpeg{found}: add images to it, or remove the "
+        f"{clean(folder)} holds no images{found}: add images to it, or remove the "
         f"class {clean(folder.name)} from training and testing"
     )
 

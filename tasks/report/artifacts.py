@@ -7,17 +7,19 @@ import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from tasks.caching.plan import Planned
 from tasks.caching.refs import Outcome
 from tasks.caching.session import Session
 from tasks.report import words
+from tasks.report.graph import mermaid, of_plan, tree
 from tasks.report.markdown import ladder_table
 
 
 def announce(session: Session, planned: list[Planned]) -> None:
     """Show in Prefect what is about to run, and why, before the first stage does."""
-    from prefect.artifacts import create_table_artifact
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
     cached = sum(each.state == "cached" for each in planned)
     create_table_artifact(
@@ -25,6 +27,15 @@ def announce(session: Session, planned: list[Planned]) -> None:
         key=f"plan-{slug_of(session.settings.dataset)}",
         description=f"What is about to run, and why: {len(planned) - cached} of "
         f"{len(planned)} stages, {cached} are cached",
+    )
+    found = of_plan(planned)
+    lines = [f"{before}{node.name}  {node.said}" for before, node in tree(found)]
+    create_markdown_artifact(
+        "\n".join(
+            ["```", *map(words.readable, lines), "```", "", f"```mermaid\n{mermaid(found)}```"]
+        ),
+        key=f"graph-{slug_of(session.settings.dataset)}",
+        description="Which stage depends on which: a tree, and a picture in Mermaid's language",
     )
 
 
@@ -56,6 +67,31 @@ def show_in_prefect(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
     create_table_artifact(
         stages_table(outcomes), key=f"stages-{name}", description="What ran, what was cached, why"
     )
+
+
+def ended(folder: str | None) -> Any:
+    """How a flow run ends: with its report's folder, and what became of the model as its message.
+
+    A regression is an event too, "stepladder.regression", for automations to act on.
+    """
+    if folder is None:
+        return None
+    from prefect.events import emit_event
+    from prefect.states import Completed
+
+    results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+    judged = results["promotion"]
+    if judged and judged["regression"]:
+        data = results["dataset"]
+        emit_event(
+            "stepladder.regression",
+            {
+                "prefect.resource.id": f"stepladder.dataset.{slug_of(data['home'])}",
+                "prefect.resource.name": data["name"],
+            },
+            payload={"said": judged["said"], "report": f"{folder}/report.html"},
+        )
+    return Completed(message=judged["said"] if judged else None, data=folder)
 
 
 def plan_table(planned: list[Planned]) -> list[dict[str, str]]:

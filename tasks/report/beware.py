@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.report.words import count, percent, quoted, rung_of, several, span
+from tasks.report.words import (
+    count,
+    nearly,
+    percent,
+    quoted,
+    rung_of,
+    several,
+    span,
+    without_a_seed,
+)
 
 FEW = 10  # training images that a class should have
 FEW_TO_TEST = 50  # testing images, of which so few leave an accuracy wide open
@@ -13,13 +22,25 @@ FEW_TO_TEST = 50  # testing images, of which so few leave an accuracy wide open
 def warnings(results: dict[str, Any]) -> list[str]:
     """What a reader of the verdict must know before believing it, the gravest first."""
     said = [
+        *_failures(results),
         *([SHORTCUT] if results["validation"] == "testing" else []),
         *_leaks(results),
+        *_twins(results),
         *_conflicts(results),
     ]
     if results["answer"]:
         said += [*_unheard(results), *_worse_than_guessing(results), *_wide_open(results)]
     return [*said, *_few(results), *_unvalidated(results), *_untested(results)]
+
+
+def _failures(results: dict[str, Any]) -> list[str]:
+    """What failed and why: a rung, or where it stands nevertheless, those of its seeds that did."""
+    fallen = {rung["label"] for rung in without_a_seed(results)}
+    said = [
+        f"{each['rung'] if each['rung'] in fallen else each['label']} failed: {each['failed']}"
+        for each in results["failed"]
+    ]
+    return [*dict.fromkeys(said)]
 
 
 SHORTCUT = (
@@ -46,12 +67,26 @@ def _leaks(results: dict[str, Any]) -> list[str]:
     return [said]
 
 
+def _twins(results: dict[str, Any]) -> list[str]:
+    near, how = results["health"]["near"], results["dataset"]["split"]
+    if not near["testing"] + near["validation"]:
+        return []
+    here, there = near["examples"][0]
+    advice = "--keep-together draws them for one side" if "by pixels" in how else (
+        "keep them on one side"
+    )  # fmt: skip
+    return [
+        f"{nearly(near)[:-1]}, such as {there} and {here}: what was learned by heart may be "
+        f"counted as understood. Look at them; if they are the same, {advice}."
+    ]
+
+
 def _without(results: dict[str, Any], without: dict[str, Any]) -> str:
     if not without["images"]:
         return "Without them no testing image is left, so nothing here tells what was understood."
     best = results["answer"]["best"]
     said = (
-        f"Without them {best} reads {percent(without['accuracy'])} and the best baseline "
+        f"Without them {best} is correct on {percent(without['accuracy'])} and the best baseline "
         f"{percent(without['baseline_accuracy'])} of {without['images']:,}"
     )
     if without["verdict"] is None:
@@ -80,22 +115,28 @@ def _conflicts(results: dict[str, Any]) -> list[str]:
 
 def _unheard(results: dict[str, Any]) -> list[str]:
     """Classes that the best rung never says, or says but never rightly."""
-    best, names = results["answer"]["best"], results["dataset"]["classes"]
-    confusion = rung_of(results, best)["confusion"]
+    rung, names = rung_of(results, results["answer"]["best"]), results["dataset"]["classes"]
+    best, confusion = rung["chosen"], rung["confusion"]
     images = [sum(row) for row in confusion]
     heard = [sum(column) for column in zip(*confusion, strict=True)]
     never = [i for i, n in enumerate(images) if n and not heard[i]]
     missed = [i for i, n in enumerate(images) if n and heard[i] and not confusion[i][i]]
     said = []
-    for labels, what in ((never, "never says"), (missed, "never recognises")):
+    for labels, what in ((never, "never predicts"), (missed, "never recognises")):
         if labels:
             n = sum(images[i] for i in labels)
             theirs = f"{count(n, 'testing image')} of {'it' if len(labels) == 1 else 'them'}"
-            wrong = "is read as something else" if n == 1 else "are all read as something else"
+            wrong = (
+                "is predicted as something else"
+                if n == 1
+                else "are all predicted as something else"
+            )
             shown = several([quoted(names[i]) for i in labels])
             said.append(f"{best} {what} {shown}: {theirs} {wrong}.")
     if never and sum(map(bool, heard)) == 1:
-        said[0] += f" It says {quoted(names[heard.index(sum(images))])} whatever an image shows."
+        said[0] += (
+            f" It predicts {quoted(names[heard.index(sum(images))])} whatever an image shows."
+        )
     return said
 
 
@@ -104,7 +145,7 @@ def _worse_than_guessing(results: dict[str, Any]) -> list[str]:
     if best["interval"][1] >= results["random_baseline"]:
         return []
     return [
-        f"{best['label']} reads fewer images right than guessing would "
+        f"{best['label']} is correct on fewer images than guessing would be "
         f"({percent(results['random_baseline'])}): look at its learning rate, and whether training "
         "and testing mean the same by each class."
     ]
@@ -117,7 +158,7 @@ def _wide_open(results: dict[str, Any]) -> list[str]:
     best = rung_of(results, results["answer"]["best"])
     return [
         f"There {'is' if n == 1 else 'are'} only {count(n, 'testing image')}: of many more of the "
-        f"kind, {best['label']} may read {span(best['interval'])} right. Add some."
+        f"kind, {best['label']} may be correct on {span(best['interval'])}. Add some."
     ]
 
 
@@ -130,8 +171,8 @@ def _unvalidated(results: dict[str, Any]) -> list[str]:
     if not none:
         return []
     return [
-        f"No image of {several(none)} was held out for validation, so how {_they(none)} read had "
-        "no say in which rung is best. Add images, or hold out a larger share."
+        f"No image of {several(none)} was held out for validation, so how {_they(none)} "
+        "predicted had no say in which rung is best. Add images, or hold out a larger share."
     ]
 
 
@@ -154,7 +195,8 @@ def _untested(results: dict[str, Any]) -> list[str]:
     if not none:
         return []
     return [
-        f"No testing image is of {several(none)}, so nothing here tells how {_they(none)} read."
+        f"No testing image is of {several(none)}, so nothing here tells how {_they(none)} "
+        "predicted."
     ]
 
 

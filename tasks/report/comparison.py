@@ -1,4 +1,4 @@
-"""Two runs held against each other: what moved, whether beyond luck, and why.
+"""Two runs compared: what moved, whether beyond luck, and why.
 
 A report itself knows its own run alone, so that it can be stored and reused.
 """
@@ -17,10 +17,11 @@ from tasks.caching.basics import (
     pointed_at,
     read_regular,
 )
-from tasks.caching.cues import FIRST
+from tasks.caching.differences import FIRST
 from tasks.caching.refs import Outcome
-from tasks.report import measures, page, words
+from tasks.report import measures, words
 from tasks.report.markdown import table
+from tasks.report.templates import template
 
 COMPARED = Path(__file__).with_name("compared.html.j2").read_text(encoding="utf-8")
 NOT_COMPARED = ("started", "command")  # of the environment: they always differ
@@ -50,13 +51,14 @@ def with_the_run_before(
 def comparison(
     old: dict[str, Any], new: dict[str, Any], why: Mapping[str, tuple[str, ...]] | None = None
 ) -> dict[str, Any]:
-    """Hold two runs' results.json against each other: what differs, and what moved.
+    """Compare two runs' results.json: what differs, and what moved.
 
     why: stage name -> the reasons it ran, where they are known.  Gives "started" and "command" of
     the old run, "same_images" (whether both were tested on the same), "differs" (texts) and
     "rows", one for each baseline and rung: "label", "before" and "now" (accuracies, None where a
-    run has none), "test" (the paired test, None unless it can be made), "real" (whether the
-    accuracy moved beyond luck) and "why" (texts).
+    run has none), "failed" ("before" or "now", where all its seeds did), "test" (the paired test,
+    None unless it can be made), "real" (whether the accuracy moved beyond luck, all these tests
+    taken together) and "why" (texts).
     """
     data = [
         (each["dataset"]["testing_digest"], each["dataset"]["classes"],
@@ -65,12 +67,23 @@ def comparison(
     ]  # fmt: skip
     same = data[0] == data[1]
     before, now = _by_label(old), _by_label(new)
+    fallen = {
+        name: {each["label"] for each in words.without_a_seed(results)}
+        for name, results in (("before", old), ("now", new))
+    }
     rows = []
     for label in [*now, *(label for label in before if label not in now)]:
         row = _row(before.get(label), now.get(label), new["dataset"]["images"]["testing"], same)
-        reasons = (why or {}).get(f"train[{label}]", ())
+        runs = now.get(label, {}).get("runs", [])
+        reasons = [r for each in runs for r in (why or {}).get(f"train[{each['label']}]", ())]
+        row["failed"] = [name for name, rungs in fallen.items() if label in rungs]
         row["why"] = [r for r in dict.fromkeys([*row["why"], *reasons]) if r != FIRST]
         rows.append({"label": label, **row})
+    # Of those that answer as before there is nothing to test.
+    tests = [row for row in rows if row["test"] and row["test"]["won"] + row["test"]["lost"]]
+    for row, p in zip(tests, measures.holm([row["test"]["p"] for row in tests]), strict=True):
+        row["test"]["p_adjusted"] = p
+        row["real"] = p < 0.05
     return {
         "started": old["environment"]["started"],
         "command": old["environment"]["command"],
@@ -101,18 +114,24 @@ def _row(
     }
     if old is None or new is None:
         return row
-    row["why"] = _changes(old.get("recipe", {}), new.get("recipe", {}))
+    row["why"] = _changes(_recipe(old), _recipe(new))
     if same:
-        row["test"] = measures.compare(_unpacked(new["right"], n), _unpacked(old["right"], n))
-        return row | {"real": row["test"]["p"] < 0.05}
+        row["test"] = measures.compare(_sheet(new, n), _sheet(old, n))
+        return row
     (low, high), (bottom, top) = old["interval"], new["interval"]
     return row | {"real": bottom > high or top < low}
 
 
-def _unpacked(right: str, n: int) -> np.ndarray:
-    """What `measures.packed` packed.  [n] bool."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(right), np.uint8))
-    return bits[:n].astype(bool)
+def _recipe(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a rung was trained by, but for the seed, which its label says."""
+    return {field: value for field, value in entry.get("recipe", {}).items() if field != "seed"}
+
+
+def _sheet(entry: dict[str, Any], n: int) -> np.ndarray:
+    """The answer sheet of a baseline, [n] bool, or of a rung, [S, n]."""
+    if "runs" in entry:
+        return np.stack([measures.unpacked(run["right"], n) for run in entry["runs"]])
+    return measures.unpacked(entry["right"], n)
 
 
 def _settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -140,9 +159,9 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def moved(row: dict[str, Any]) -> str:
     """In words, whether an accuracy moved, and beyond luck or not."""
     if row["before"] is None:
-        return "new"
+        return "failed before" if "before" in row["failed"] else "new"
     if row["now"] is None:
-        return "not climbed this time"
+        return "failed this time" if "now" in row["failed"] else "not climbed this time"
     if row["test"] and row["test"]["won"] + row["test"]["lost"] == 0:
         return "unchanged"
     if not row["real"]:
@@ -154,7 +173,7 @@ def section_of(compared: dict[str, Any]) -> str:
     """A comparison as a section of report.html; what stayed as it was is only counted."""
     rows = [row for row in compared["rows"] if row["why"] or moved(row) != "unchanged"]
     steady = len(compared["rows"]) - len(rows)
-    return page.template(COMPARED).render({**compared, "rows": rows}, steady=steady, moved=moved)
+    return template(COMPARED).render({**compared, "rows": rows}, steady=steady, moved=moved)
 
 
 def markdown(compared: dict[str, Any]) -> str:

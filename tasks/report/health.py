@@ -6,12 +6,13 @@ Images are equal when their pixels are: it is the pixel digests that are compare
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from tasks.caching.values import Stack
-from tasks.rungs.split import held_out_of
+from tasks.images.drawing import held_out_of
 
 UNEQUAL = 1.5  # times the images of the smallest class: from here on every class counts alike too
 
@@ -21,22 +22,25 @@ def health(
     training: list[Stack],
     testing: list[Stack],
     skipped: list[str],
-    validation: float | Literal["testing"] = "testing",
+    validation: float | Literal["testing", "given"] = "testing",
+    watched: Sequence[Stack] = (),
 ) -> dict[str, Any]:
     """What to know of a dataset: imbalance, duplicates, leaks, conflicting labels, skipped files.
 
-    Images are equal when their pixels are: it is the pixel digests that are compared.
+    Images are equal when their pixels are: it is the pixel digests that are compared.  watched: the
+    images given for validation, of each class.
     """
     counts = {
         "training": [len(stack.names) for stack in training],
         "testing": [len(stack.names) for stack in testing],
     }
-    held_out = None
-    if validation != "testing":
+    held_out = [len(stack.names) for stack in watched] or None
+    if not isinstance(validation, str):
         out = held_out_of([stack.digests for stack in training], validation)
         held_out = [int(each.sum()) for each in out]
     equal: dict[bytes, list[tuple[str, int, str]]] = defaultdict(list)
-    for split, stacks in (("training", training), ("testing", testing)):
+    sides = (("training", training), ("validation", watched), ("testing", testing))
+    for split, stacks in sides:
         for label, stack in enumerate(stacks):
             for name, digest in zip(stack.names, stack.digests, strict=True):
                 equal[digest.tobytes()].append((split, label, name))
@@ -50,7 +54,7 @@ def health(
 
     return {
         "counts": counts,
-        "held_out": held_out,  # of each class's training images; None where none are
+        "held_out": held_out,  # for validation, of each class; None where none are
         "imbalance": max(counts["training"]) / max(1, min(counts["training"])),
         "unequal": any(max(each) > UNEQUAL * min(each) for each in counts.values()),
         "duplicates": sum(len(group) - 1 for group in groups),

@@ -33,6 +33,9 @@ def markdown(results: dict[str, Any]) -> str:
         f"{data['images']['testing']:,} testing images, {len(data['classes'])} classes. "
         f"{escaped(skipped or NOTHING_SKIPPED)}",
         "",
+        *[f"- Split: {escaped(data['split'])}."] * bool(data["split"]),
+        *(f"- Images: {escaped(line)}." for line in data["converted"]),
+        *[""] * bool(data["converted"] or data["split"]),
         *table([*ladder[0]], [[*row.values()] for row in ladder]),
     ]
     nearest = [b for b in results["baselines"] if b["distance"]]
@@ -57,19 +60,20 @@ def ladder_table(results: dict[str, Any]) -> list[dict[str, str]]:
     """A row for each rung, from the top of the ladder down, for each baseline, for guessing."""
     rungs = [each | {"accuracy": each["testing_accuracy"]} for each in reversed(results["rungs"])]
     floors = sorted(results["baselines"], key=lambda each: -each["accuracy"])
+    fallen = [{"label": each["label"], "note": "failed"} for each in words.without_a_seed(results)]
     guessing = {"label": "guessing", "accuracy": results["random_baseline"]}
     return [
         {
             "rung": readable(each["label"]),
-            "testing accuracy": percent(each["accuracy"]),
+            "testing accuracy": percent(each.get("accuracy")) + words.give_or_take(each),
             "95 % interval": span(each["interval"]) if "interval" in each else "-",
             "balanced accuracy": percent(each.get("balanced_accuracy")),
             "macro F1": f"{each['macro_f1']:.4f}" if "macro_f1" in each else "-",
             "validation": percent(each.get("validation_accuracy")),
             "training time": duration(each.get("seconds")),
-            "note": mark(results, each["label"]),
+            "note": each.get("note") or mark(results, each["label"]),
         }
-        for each in (*rungs, *floors, guessing)
+        for each in (*rungs, *fallen, *floors, guessing)
     ]
 
 

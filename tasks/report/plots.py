@@ -1,8 +1,9 @@
-"""The report's two plots, which follow the page's colours.
+"""The report's plots, which follow the page's colours.
 
-A plot is drawn by matplotlib in placeholder colours, which become the page's CSS variables in its
-SVG: one picture then serves the light and the dark scheme.  No name of a class or file is drawn
-into a plot; those stand in the page as text.
+Curves are drawn by matplotlib in placeholder colours, which become the page's CSS variables in its
+SVG: one picture then serves the light and the dark scheme.  The ladder is made of the page's own
+boxes, in which names wrap; here are only the places of what lies in them.  No name of a class or
+file is drawn into a plot; those stand in the page as text.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.report.words import duration, per_hundred
+from tasks.report.words import give_or_take, per_hundred
 
 SERIES = 8  # line colours before they repeat, dashed
 INK, MUTED, ACCENT, RULE, CARD = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -25,142 +26,154 @@ COLOURS = {
     RULE: "var(--rule)",
     CARD: "var(--card)",
 } | {f"#0600{i:02x}": f"var(--series-{i})" for i in range(SERIES)}
-LETTER = 6.4  # width of one in a plot, on average, in CSS pixels
-PAPER = {"facecolor": CARD, "edgecolor": "none", "pad": 1.5}  # behind words that cross a line
 
 
 def ladder(
-    rungs: Sequence[dict[str, Any]], floors: dict[str, float], best: int, n: int, width: int
-) -> str:
-    """Every rung's accuracy with its interval on a log-odds scale, its training time beside it.
+    rungs: Sequence[dict[str, Any]], floors: Sequence[dict[str, Any]], n: int
+) -> dict[str, Any]:
+    """Where every rung's accuracy and its interval lie on a log-odds scale, in percent of it.
 
-    rungs: dicts with `label`, `testing_accuracy`, `interval` (fractions) and `seconds`, the first
-    at the bottom.  floors: accuracies drawn as lines.  best: the rung in the accent colour.
+    rungs: dicts with `label`, `testing_accuracy`, `interval` (fractions), `seconds` and `runs`, of
+    which each of several is a tick; the first at the bottom.  floors: baselines, dicts with
+    `label`, `accuracy` and, where it has one, `interval`.
     n: the number of testing images, which says how near to 0 and 1 the scale must reach.
-    width: of the picture, in CSS pixels.
+    Gives "rows", from the top of the ladder down, and "ticks" of the scale.
     """
-    row, head, foot = 46, 20 * len(floors) + 40, 26
-    height = head + row * len(rungs) + foot
-    figure = _figure(width, height)
-    bottom, share = foot / height, row * len(rungs) / height
-    accuracy = figure.add_axes((0.01, bottom, 0.70, share))
-    cost = figure.add_axes((0.77, bottom, 0.22, share))
-    figure.text(0.01, 1 - 12 / height, "Accuracy on testing images", color=MUTED, va="center")
-    figure.text(0.77, 1 - 12 / height, "Training time", color=MUTED, va="center")
+    rows = [_row(rung["testing_accuracy"], rung) | {"number": number}
+            for number, rung in enumerate(rungs, 1)][::-1]  # fmt: skip
+    rows += [_row(each["accuracy"], each) for each in sorted(floors, key=lambda e: -e["accuracy"])]
+    shown = [_log_odds(share, n) for row in rows for share in row["shares"]]
+    low, high = min(shown) - 0.4, max(shown) + 0.4
 
-    shown = [share for rung in rungs for share in rung["interval"]] + list(floors.values())
-    low = min(_log_odds(share, n) for share in shown) - 0.4
-    high = max(_log_odds(share, n) for share in shown) + 0.4
-    accuracy.set(xlim=(low, high), ylim=(-0.5, len(rungs) - 0.5), yticks=[])
-    ticks = _ticks(low, high, 52 * (high - low) / (0.7 * width))
-    accuracy.set_xticks([_log_odds(t, 0) for t in ticks], [f"{100 * t:g} %" for t in ticks])
-    cost.set(xlim=(0, max(r["seconds"] for r in rungs) or 1), ylim=accuracy.get_ylim())
-    cost.set_axis_off()
+    def at(share: float, edge: int = n) -> float:
+        return round(100 * (_log_odds(share, edge) - low) / (high - low), 2)
 
-    for k, (name, value) in enumerate(sorted(floors.items(), key=lambda floor: floor[1])):
-        x, top = _log_odds(value, n), len(rungs) - 0.5 + (12 + 20 * k) / row
-        text = f"{name} {per_hundred(value)} %"
-        fits = 0.7 * width * (x - low) / (high - low) > LETTER * (len(text) + 2)
-        _floor(accuracy, text, x, top, fits)
-    letters = int(0.7 * width / LETTER) - 10  # that fit beside the accuracy
-    for y, rung in enumerate(rungs):
-        label = f"{y + 1}\u2002{rung['label']}"
-        label = label if len(label) <= letters else label[: letters - 1] + "…"
-        odds = [_log_odds(rung["testing_accuracy"], n)]
-        odds += [_log_odds(share, n) for share in rung["interval"]]
-        _rung(accuracy, cost, rung, label, odds, y, ACCENT if y == best else INK)
-    told = [f"{rung['label']} {per_hundred(rung['testing_accuracy'])} %" for rung in rungs]
-    told += [f"{name} {per_hundred(value)} %" for name, value in floors.items()]
-    return _svg(figure, f"ladder-{width}", f"Accuracy of every rung: {'; '.join(told)}.")
+    slowest = max((row["seconds"] or 0 for row in rows), default=0) or 1
+    for row in rows:
+        row["dot"], *row["span"] = map(at, row["shares"][:3])
+        row["seeds"] = [at(share) for share in row["shares"][3:]]
+        row["time"] = round(100 * (row["seconds"] or 0) / slowest, 1)
+    few = _ticks(low, high, 0.25 * (high - low))
+    many = _ticks(low, high, 0.12 * (high - low))
+    ticks = [{"at": at(t, 0), "said": f"{100 * t:g} %", "few": t in few} for t in many]
+    return {"rows": rows, "ticks": ticks}
 
 
-def _floor(axes: Any, text: str, x: float, top: float, left: bool) -> None:
-    """A dotted line across all rungs, its name at the top, to the left or right of it."""
-    axes.plot([x, x], [-0.5, top], color=MUTED, lw=1, dashes=(2, 3), clip_on=False)
-    axes.annotate(
-        text,
-        (x, top),
-        (-6 if left else 6, 0),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        va="center",
-        color=MUTED,
-        bbox=PAPER,
-        annotation_clip=False,
-    )
+def _row(accuracy: float, entry: dict[str, Any]) -> dict[str, Any]:
+    """One row of the ladder.  "shares": the accuracy, its interval, and each of several seeds'."""
+    runs = entry.get("runs", [])
+    interval = entry.get("interval", [accuracy, accuracy])
+    seeds = [run["testing_accuracy"] for run in runs] if len(runs) > 1 else []
+    return {
+        "label": entry["label"],
+        "number": None,
+        "said": f"{per_hundred(accuracy)}\N{NO-BREAK SPACE}%{give_or_take(entry)}",
+        "interval": entry.get("interval"),
+        "shares": [accuracy, *interval, *seeds],
+        "seconds": entry.get("seconds"),
+    }
 
 
-def _rung(
-    accuracy: Any,
-    cost: Any,
-    rung: dict[str, Any],
-    label: str,
-    odds: list[float],
-    y: int,
-    colour: str,
-) -> None:
-    """One row: words above; below them the dot and interval, and the time as a bar.
+def calibration(curve: Sequence[Sequence[float]], size: int = 220) -> list[dict[str, float]]:
+    """The points of a calibration curve in a square of so many pixels, larger for more images.
 
-    odds: the log-odds of the accuracy and of the ends of its interval.
+    curve: [how sure on average, share that is correct, images] of each bin.
     """
-    low, high = accuracy.get_xlim()
-    words, track = y + 0.26, y - 0.13
-    style = {"color": colour, "va": "center", "parse_math": False, "bbox": PAPER}
-    accuracy.text(low, words, label, **style)
-    accuracy.text(high, words, f"{per_hundred(rung['testing_accuracy'])} %", ha="right", **style)
-    accuracy.plot([low, high], [track, track], color=RULE, lw=1, zorder=0)
-    accuracy.plot(odds[1:], [track, track], color=colour, lw=3)
-    accuracy.plot(odds[:1], [track], "o", color=colour, ms=8)
-    cost.text(0, words, duration(rung["seconds"]), **style)
-    cost.plot([0, rung["seconds"]], [track] * 2, color=colour, lw=6, solid_capstyle="butt")
+    most = max((n for *_, n in curve), default=1)
+    return [
+        {"x": round(size * sure, 1), "y": round(size * (1 - right), 1), "sure": sure,
+         "right": right, "n": int(n), "r": round(3 + 6 * math.sqrt(n / most), 1)}
+        for sure, right, n in curve
+    ]  # fmt: skip
 
 
-def curves(rungs: Sequence[dict[str, Any]], validation_images: int, width: int) -> str:
+def errors(rungs: Sequence[dict[str, Any]], validation_images: int, width: int) -> str:
     """Validation error of every rung over its epochs, both axes logarithmic.
 
     rungs: dicts with `label` and `history`, a list of {"epoch", "validation_accuracy"}.
     validation_images: errors below half an image are drawn as half an image.  width: CSS pixels.
     """
-    height = max(260, width // 2)
-    figure = _figure(width, height)
-    axes = figure.add_axes((52 / width, 42 / height, 1 - 84 / width, 1 - 62 / height))
     half = 0.5 / max(1, validation_images)
     lines = [
         [(point["epoch"], max(half, 1 - point["validation_accuracy"])) for point in rung["history"]]
         for rung in rungs
     ]
-    for i, line in enumerate(lines):
-        style = {"color": f"#0600{i % SERIES:02x}", "ls": "-" if i < SERIES else "--"}
-        axes.plot(*zip(*line, strict=True), marker="o", ms=3, lw=1.8, **style)
-
-    last = max(line[-1][0] for line in lines)
-    low = min(error for line in lines for _, error in line) / 1.2
-    high = max(error for line in lines for _, error in line) * 1.2
-    axes.set(xscale="log", yscale="log", xlim=(0.93, 1.05 * last + 0.1), ylim=(low, high))
-    axes.minorticks_off()
-    digits = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    shares = [m * 10.0**p for p in range(-6, 1) for m in digits]
-    rounds = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-    epochs = sorted({1, *(epoch for epoch in rounds if epoch < 0.75 * last), last})
-    axes.set_xticks(epochs, [str(epoch) for epoch in epochs])
-    errors = [error for error in shares if low <= error <= min(high, 1)]
-    axes.set_yticks(errors, [f"{100 * error:g} %" for error in errors])
-    axes.grid(axis="y", color=RULE, lw=1)
-    figure.text(4 / width, 1 - 10 / height, "Validation error", color=MUTED, va="center")
-    figure.text(1 - 32 / width, 8 / height, "epoch", color=MUTED, ha="right", va="center")
-    gap = math.exp(15 * math.log(high / low) / (height - 62))  # 15 pixels between two numbers
-    taken = dict.fromkeys(range(last + 1), low)
-    for epoch, error, i in sorted((*line[-1], i) for i, line in enumerate(lines, 1)):
-        taken[epoch] = max(error, taken[epoch] * gap)
-        place = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(f"{i}", (epoch, taken[epoch]), color=INK, annotation_clip=False, **place)
     told = [
         f"{i}. {rung['label']} {per_hundred(1 - rung['history'][-1]['validation_accuracy'])} %"
         for i, rung in enumerate(rungs, 1)
     ]
-    return _svg(
-        figure, f"curves-{width}", f"Validation error after the last epoch: {'; '.join(told)}."
-    )
+    alt = f"Validation error after the last epoch: {'; '.join(told)}."
+    return _curves(lines, "Validation error", width, f"errors-{width}", alt, most=1, percent=True)
+
+
+def losses(rungs: Sequence[dict[str, Any]], width: int) -> str:
+    """Validation loss of every rung over its epochs, as `errors`.
+
+    rungs: dicts with `label` and `history`, a list of {"epoch", "validation_loss"}, 0 or more.
+    """
+    lines = [
+        [(point["epoch"], max(1e-6, point["validation_loss"])) for point in rung["history"]]
+        for rung in rungs
+    ]
+    told = [f"{i}. {rung['label']} {rung['history'][-1]['validation_loss']:.3g}"
+            for i, rung in enumerate(rungs, 1)]  # fmt: skip
+    alt = f"Validation loss after the last epoch: {'; '.join(told)}."
+    return _curves(lines, "Validation loss", width, f"losses-{width}", alt)
+
+
+def _curves(
+    lines: Sequence[Sequence[tuple[int, float]]], what: str, width: int, name: str, alt: str, *,
+    most: float = math.inf, percent: bool = False,
+) -> str:  # fmt: skip
+    """A line of (epoch, value) for each rung, both axes logarithmic.
+
+    most: no tick stands above it.  percent: whether values are shares.
+    """
+    height = max(260, width // 2)
+    figure = _figure(width, height)
+    axes = figure.add_axes((52 / width, 42 / height, 1 - 84 / width, 1 - 62 / height))
+    for i, line in enumerate(lines):
+        style = {"color": f"#0600{i % SERIES:02x}", "ls": "-" if i < SERIES else "--"}
+        axes.plot(*zip(*line, strict=True), marker="o", ms=3, lw=1.8, gid=f"line-{i}", **style)
+
+    last = max(line[-1][0] for line in lines)
+    low = min(value for line in lines for _, value in line) / 1.2
+    high = max(value for line in lines for _, value in line) * 1.2
+    axes.set(xscale="log", yscale="log", xlim=(0.93, 1.05 * last + 0.1), ylim=(low, high))
+    axes.minorticks_off()
+    digits = (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    marks = [m * 10.0**p for p in range(-6, 7) for m in digits]
+    rounds = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+    epochs = sorted({1, *(epoch for epoch in rounds if epoch < 0.75 * last), last})
+    axes.set_xticks(epochs, [str(epoch) for epoch in epochs])
+    marks = [mark for mark in marks if low <= mark <= min(high, most)]
+    axes.set_yticks(marks, [f"{100 * mark:g} %" if percent else f"{mark:g}" for mark in marks])
+    axes.grid(axis="y", color=RULE, lw=1)
+    figure.text(4 / width, 1 - 10 / height, what, color=MUTED, va="center")
+    figure.text(1 - 32 / width, 8 / height, "epoch", color=MUTED, ha="right", va="center")
+    gap = math.exp(15 * math.log(high / low) / (height - 62))  # 15 pixels between two numbers
+    taken = dict.fromkeys(range(last + 1), low)
+    for epoch, value, i in sorted((*line[-1], i) for i, line in enumerate(lines, 1)):
+        taken[epoch] = max(value, taken[epoch] * gap)
+        place = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{i}", (epoch, taken[epoch]), color=INK, annotation_clip=False, **place)
+    drawn = _svg(figure, name, alt)
+    for i, line in enumerate(lines):
+        said = [f"{100 * value:.3g} %" if percent else f"{value:.3g}" for _, value in line]
+        tips = [
+            f"{i + 1}, epoch {epoch}: {text}" for (epoch, _), text in zip(line, said, strict=True)
+        ]
+        drawn = _with_tips(drawn, f"line-{i}", tips)
+    return drawn
+
+
+def _with_tips(drawn: str, gid: str, tips: Sequence[str]) -> str:
+    """A picture in which the marks of one line tell their figures."""
+    before, _, rest = drawn.partition(f'<g id="{gid}">')
+    marks, end, after = rest.partition("</g>\n   </g>")
+    told = iter(tips)
+    marks = re.sub(r"<use ", lambda _: f'<use data-tip="{html.escape(next(told))}" ', marks)
+    return f"{before}<g>{marks}{end}{after}"
 
 
 def _log_odds(share: float, n: int) -> float:

@@ -1,12 +1,13 @@
 """The answer: which rung is best, and whether it beats the baselines, by luck or beyond it.
 
-All answer sheets of a climb, the baselines' too, come as a dict from label to sheet.
+All answer sheets of a climb, the baselines' too, come as a dict from label to sheet: [N] bool of a
+baseline, [S, N] of a rung of S seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,12 @@ ENOUGH = 6  # testing images, of which fewer could not rule luck out if all spok
 SURE = 0.05  # p from which on a difference may be luck
 
 
-def choose(rungs: list[dict[str, Any]], validation: float | Literal["testing"]) -> dict[str, Any]:
-    """The best rung, by the images held out of training; of equally good ones the lowest.
+def choose(rungs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The best rung, by the images that validated it; of equally good ones the lowest.
 
-    The testing images are counted once, at the end: a choice made on them would flatter.  Only
-    when they were asked for as validation do they choose.
+    The testing images are counted once, at the end: a choice made on them would flatter.
     """
-    key = "testing_accuracy" if validation == "testing" else "validation_accuracy"
-    return max(rungs, key=lambda rung: rung[key])
+    return max(rungs, key=lambda rung: rung["validation_accuracy"])
 
 
 def floor(labels: Sequence[str], sheets: Mapping[str, np.ndarray]) -> str:
@@ -44,7 +43,7 @@ def judge(
     """
     lowest = floor([each["label"] for each in baselines], sheets)
     test = compare(sheets[best], sheets[lowest])
-    gain = (test["won"] - test["lost"]) / max(1, len(truth))
+    gain = sheets[best].mean().item() - sheets[lowest].mean().item() if len(truth) else 0.0
     ahead = [(gain, test["p"])]
     balanced = None
     if unequal and len(truth):
@@ -81,7 +80,7 @@ def answer(
     """
     if not results["rungs"]:
         return None
-    best = choose(results["rungs"], results["validation"])
+    best = choose(results["rungs"])
     unequal = results["health"]["unequal"]
     found = judge(best["label"], results["baselines"], sheets, truth, unequal=unequal)
     without = _without(leaked, best["label"], found["verdict"], results, sheets, truth)
@@ -130,18 +129,18 @@ def _without(
     """The verdict, whether it stays, and both accuracies, on the images that are not leaked."""
     if not leaked.any():
         return None
-    fresh = {label: sheet[~leaked] for label, sheet in sheets.items()}
+    fresh = {label: sheet[..., ~leaked] for label, sheet in sheets.items()}
     unequal = results["health"]["unequal"]
     found = judge(best, results["baselines"], fresh, truth[~leaked], unequal=unequal)
-    n = len(fresh[best])
+    n = fresh[best].shape[-1]
     told = found["verdict"] if n >= ENOUGH else None
     return {
         "images": n,
         "verdict": told,
         "same": told == verdict,
         "baseline": found["baseline"],
-        "accuracy": fresh[best].sum().item() / n if n else None,
-        "baseline_accuracy": fresh[found["baseline"]].sum().item() / n if n else None,
+        "accuracy": fresh[best].mean().item() if n else None,
+        "baseline_accuracy": fresh[found["baseline"]].mean().item() if n else None,
     }
 
 

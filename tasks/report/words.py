@@ -78,19 +78,25 @@ def count(number: int, what: str, many: str = "") -> str:
 
 
 def luck(test: dict[str, Any]) -> str:
-    """What a paired test says, in words."""
+    """What a paired test says, in words: one of several by its p as raised for their number."""
     if test["won"] + test["lost"] == 0:
-        return "Both get the same images right."
-    if test["p"] < 0.001:
+        return "Both are correct on the same images."
+    p, several = test.get("p_adjusted", test["p"]), test.get("comparisons", 1)
+    if p < 0.001:
         chance = "less than once in 1,000 times"
-    elif test["p"] < 0.01:
-        chance = f"about {_times(1000 * test['p'])} in 1,000"
+    elif p < 0.01:
+        chance = f"about {_times(1000 * p)} in 1,000"
     else:
-        chance = f"about {_times(100 * test['p'])} in 100"
-    odds = f"Luck alone would split them at least this unevenly {chance}"
-    if test["p"] >= 0.05:
+        chance = f"about {_times(100 * p)} in 100"
+    among = f"Among {several} such comparisons luck alone" if several > 1 else "Luck alone"
+    of = ", of images and of seeds," if "seeds" in test else ""
+    which = "one" if several > 1 else "them"
+    far = f"part {which} at least this far" if of else f"split {which} at least this unevenly"
+    odds = f"{among}{of} would {far} {chance}"
+    if p >= 0.05:
         return f"{odds}: no difference that can be told from luck."
-    return f"{odds}: a real step {'up' if test['won'] > test['lost'] else 'down'}."
+    way = "up" if test["won"] > test["lost"] else "down"
+    return f"{odds}: {f'a real step {way}' if of else f'a step {way} beyond the luck of images'}."
 
 
 def _times(number: float) -> str:
@@ -135,6 +141,32 @@ def skipped_in_brief(skipped: list[str]) -> str:
     return f"Skipped {sum(counts.values()):,}: {several(parts, 8, '; ')}." if skipped else ""
 
 
+def split(how: str, images: dict[str, int], validation: float | str) -> str:
+    """How many images are on which side, and how they came there: "train 80, val 10, test 10 ...".
+
+    images: of each side.  validation: as of a run; "testing" leaves none for it alone.
+    """
+    sides = {"train": images["training"], "val": images["validation"], "test": images["testing"]}
+    if validation == "testing" or not images["validation"]:
+        del sides["val"]
+    counts = ", ".join(f"{side} {n:,}" for side, n in sides.items())
+    if how.startswith("by pixels"):
+        shares = " / ".join(f"{100 * n / sum(sides.values()):.0f}" for n in sides.values())
+        how = how.replace("by pixels", f"by pixels: {shares}")
+    return f"{counts} {how}".strip()
+
+
+def nearly(near: dict[str, Any]) -> str:
+    """How many images look like one of another side."""
+    said = [
+        f"{count(near[side], f'{side} image')} {'looks' if near[side] == 1 else 'look'} much like "
+        "one in training"
+        for side in ("testing", "validation")
+        if near[side]
+    ]
+    return f"{'; '.join(said)}." if said else "No testing image looks much like one in training."
+
+
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is, and that cannot leave its line or table cell."""
     return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(readable(text), quote=False))
@@ -147,7 +179,7 @@ def headline(results: dict[str, Any]) -> str:
     """Whether machine learning is worth it here; of a part of the ladder, only what it showed."""
     found = results["answer"]
     if found is None:
-        return "No rung was trained."
+        return "Every rung failed." if results["failed"] else "No rung was trained."
     if found["too_few"]:
         return "Too few testing images to tell."
     if found["left_out"]:
@@ -164,7 +196,7 @@ def headline(results: dict[str, Any]) -> str:
     return {
         "yes": "Yes, machine learning is worth it here.",
         "unclear": f"Perhaps: machine learning is ahead {_how_far(found)}.",
-        "no": "No, machine learning buys nothing here.",
+        "no": "No, machine learning is not worth it here.",
     }[found["verdict"]]
 
 
@@ -188,15 +220,48 @@ def lead(results: dict[str, Any]) -> str:
     n = results["dataset"]["images"]["testing"]
     wrong = [round((1 - share) * n) for share in (best["testing_accuracy"], floor["accuracy"])]
     return (
-        f"{_the_rung(results)}, {found['best']}, reads {percent(best['testing_accuracy'])} of "
-        f"{count(n, 'testing image')} right. Simply {doing(floor)} reads "
-        f"{percent(floor['accuracy'])}. That is {count(wrong[0], 'mistake')} instead of "
+        f"{_the_rung(results)}, {found['best']}, is correct on "
+        f"{percent(best['testing_accuracy'])} of {count(n, 'testing image')}{_on_average(best)}. "
+        f"Simply {doing(floor)} is correct on {percent(floor['accuracy'])}. "
+        f"That is {count(wrong[0], 'mistake')} instead of "
         f"{wrong[1]:,}."
     )
 
 
+def _on_average(rung: dict[str, Any]) -> str:
+    """What a mean over several seeds is: how many, and how far they lie apart."""
+    if (spread := rung["testing_accuracy_sd"]) is None:
+        return ""
+    return f" on average over {len(rung['seeds'])} seeds, give or take {points(spread)}"
+
+
+def points(share: float) -> str:
+    """A difference of two shares, such as a standard deviation: 0.0012 -> "0.12 points"."""
+    return f"{100 * share:.2f}\N{NO-BREAK SPACE}points"
+
+
+def give_or_take(rung: dict[str, Any]) -> str:
+    """What stands after the mean over several seeds: their standard deviation, "± 0.12"."""
+    spread = rung.get("testing_accuracy_sd")
+    return "" if spread is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{100 * spread:.2f}"
+
+
+def sureness(rung: dict[str, Any]) -> str:
+    """How far the probabilities of a rung's model can be believed."""
+    found = rung["calibration"]
+    before, after = found["testing"]["before"], found["testing"]["after"]
+    return (
+        "Calibration: on testing images, how sure it is and how often it is correct lie "
+        f"{percent(after)} apart on average. Without the temperature of "
+        f"{found['temperature']:.3g}, fitted on the images that validated it, that would be "
+        f"{percent(before)}."
+    )
+
+
 def _the_rung(results: dict[str, Any]) -> str:
-    return "The best rung" if len(results["rungs"]) > 1 else "The one rung of this run"
+    if len(results["rungs"]) > 1:
+        return "The best rung"
+    return f"The one rung {'that did not fail' if without_a_seed(results) else 'of this run'}"
 
 
 def evidence(results: dict[str, Any]) -> list[str]:
@@ -204,7 +269,7 @@ def evidence(results: dict[str, Any]) -> list[str]:
     found = results["answer"]
     if found is None:
         return []
-    said = [_scope(found), _balance(results), _choice(results)]
+    said = [_scope(found), _balance(results), _choice(results), _seeds(results)]
     return [sentence for sentence in said if sentence]
 
 
@@ -241,26 +306,41 @@ def _choice(results: dict[str, Any]) -> str:
     if len(rungs) == 1:
         return "The testing images were looked at once, at the end."
     best, n = rung_of(results, found["best"]), results["dataset"]["images"]["validation"]
+    of_them = "for validation" if results["validation"] == "given" else "held out of training"
     said = (
-        f"{best['label']} was chosen as the best of {len(rungs)} rungs on {count(n, 'image')} held "
-        f"out of training, of which it reads {percent(best['validation_accuracy'])} right"
+        f"{best['label']} was chosen as the best of {len(rungs)} rungs on {count(n, 'image')} "
+        f"{of_them}, on {percent(best['validation_accuracy'])} of which it is correct"
         f"{'; so few can hardly tell rungs apart' if n < FEW_TO_CHOOSE else ''}."
     )
     tied = [r for r in rungs if r["validation_accuracy"] == best["validation_accuracy"]]
     if len(tied) > 1:
-        said += f" {_as_good(len(tied) - 1)} as many right; of equals the lowest is taken."
+        said += f" {_as_good(len(tied) - 1)} correct on as many; of equals the lowest is taken."
     said += " The testing images were looked at once, at the end."
     better = [r for r in rungs if r["testing_accuracy"] > best["testing_accuracy"]]
     if better:
         said += (
             f" On those {several([r['label'] for r in better], 2, ' and ')} "
-            f"read{'s' if len(better) == 1 else ''} more; to choose by that would flatter."
+            f"{'is' if len(better) == 1 else 'are'} correct on more; to choose by that "
+            "would flatter."
         )
     return said
 
 
+def _seeds(results: dict[str, Any]) -> str:
+    """Which of several seeds the best rung stands for."""
+    best = rung_of(results, results["answer"]["best"])
+    if len(best["seeds"]) == 1:
+        return ""
+    chosen = next(run for run in best["runs"] if run["label"] == best["chosen"])
+    return (
+        f"Of its {len(best['seeds'])} seeds, seed {chosen['seed']} is the best on validation, "
+        f"{percent(chosen['validation_accuracy'])}, so its model is the one to use; it is "
+        f"correct on {percent(chosen['testing_accuracy'])} of the testing images."
+    )
+
+
 def _as_good(others: int) -> str:
-    return "Another rung reads" if others == 1 else f"{others} other rungs read"
+    return "Another rung is" if others == 1 else f"{others} other rungs are"
 
 
 def mark(results: dict[str, Any], label: str) -> str:
@@ -269,7 +349,18 @@ def mark(results: dict[str, Any], label: str) -> str:
     if found is None:
         return ""
     best = "best" if len(results["rungs"]) > 1 else ""
-    return {found["best"]: best, found["baseline"]: "to beat"}.get(label, "")
+    notes = [{found["best"]: best, found["baseline"]: "to beat"}.get(label, "")]
+    if fallen := sum(each["rung"] == label for each in results["failed"]):
+        notes.append(f"{count(fallen, 'seed')} failed")
+    return ", ".join(filter(None, notes))
+
+
+def without_a_seed(results: dict[str, Any]) -> list[dict[str, str]]:
+    """The rungs of which every training failed: "label" and "failed", why the first of them did."""
+    stand = {rung["label"] for rung in results["rungs"]}
+    first = {each["rung"]: each["failed"] for each in reversed(results["failed"])}
+    labels = dict.fromkeys(each["rung"] for each in results["failed"])
+    return [{"label": each, "failed": first[each]} for each in labels if each not in stand]
 
 
 def doing(baseline: dict[str, Any]) -> str:
@@ -277,7 +368,7 @@ def doing(baseline: dict[str, Any]) -> str:
     if baseline["distance"]:
         return f"picking the nearest average image ({baseline['distance']})"
     which = "one of the commonest classes" if baseline["tied"] else "the commonest class"
-    return f"always saying {quoted(baseline['says'])}, {which} in training,"
+    return f"always predicting {quoted(baseline['says'])}, {which} in training,"
 
 
 def rung_of(results: dict[str, Any], label: str) -> dict[str, Any]:

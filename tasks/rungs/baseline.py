@@ -18,7 +18,7 @@ from tasks.caching.values import Stack
 BLOCK = 16_000_000  # numbers in float32 at a time, that memory holds little beside the images
 
 
-@stage
+@stage(exact=True)
 def mean(stack: Stack) -> Tensor:
     """The pretty average image.  images[N, H, W(, 3)] uint8 -> [H, W(, 3)] float32, 0 to 1.
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.caching.basics import LadderError
-from tasks.rungs.convolution import Conv, First
+from tasks.rungs.convolution import Conv, First, channels
+from tasks.rungs.rows import Images, blocks
 
 _seeding = threading.RLock()  # what draws from a process's own streams takes turns
 
@@ -41,14 +42,43 @@ def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
             random.setstate(before[1])
 
 
+class Normalize(nn.Module):
+    """Pixels of mean 0 and deviation 1 in each channel, over the images it has learned from."""
+
+    mean: Tensor  # [channels] float32
+    deviation: Tensor  # [channels] float32
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """images[B, H, W(, 3)] float32, 0 to 1 -> the same shape."""
+        return (x - self.mean) / self.deviation
+
+    def learn(self, images: Images) -> None:
+        """Take mean and deviation of images[N, H, W(, 3)] uint8; sums of bytes are exact."""
+        total = torch.zeros(2, len(self.mean), dtype=torch.int64)
+        for part in blocks(images):
+            bytes_ = part.reshape(-1, len(self.mean)).long()
+            total += torch.stack([bytes_.sum(0), bytes_.square().sum(0)])
+        mean, square = total.double() / (images.numel() / len(self.mean))
+        self.mean.copy_(mean / 255)
+        self.deviation.copy_((square - mean.square()).sqrt().clamp(min=1) / 255)
+
+
 def new_model(
     build: Callable[[Sequence[int], int], nn.Module],
     shape: Sequence[int],
     classes: int,
     generator: torch.Generator,
+    *,
+    normalize: bool = False,
 ) -> nn.Module:
     """A model as its builder makes it, which draws from the stream of `generator`, on the CPU.
 
+    With `normalize`, a layer before it that is to `learn` from the images trained on.
     What the builder leaves uninitialised is NaN here, for `check_numbers` to find.
     Raises LadderError for what no training here can train.
     """
@@ -56,6 +86,9 @@ def new_model(
     with seeded(seed):
         with _empty_is_nan():
             model = build(shape, classes)
+        if normalize:
+            check_model(model)
+            model = nn.Sequential(Normalize(channels(shape)), model)
         if torch.initial_seed() == seed:  # else the builder has fixed one for all recipes
             generator.set_state(torch.get_rng_state())
     check_model(model)

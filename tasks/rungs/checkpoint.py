@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from tasks.caching.basics import write_atomic
 from tasks.rungs.building import contents, fill
-from tasks.rungs.optimizers import SGD, AdamW
+from tasks.rungs.optimizers import Optimizer
 from tasks.rungs.recipes import Recipe
+from tasks.rungs.rows import blocks
 from tasks.rungs.split import Labelled
 
 
@@ -24,9 +25,10 @@ class State(NamedTuple):
     """All that changes while a model trains, and so all that a checkpoint keeps."""
 
     model: nn.Module
-    optimizer: SGD | AdamW
+    optimizer: Optimizer
     generator: torch.Generator
     history: list[dict[str, float]]
+    best: dict[str, Tensor]  # the weights of the best epoch so far, where a recipe keeps those
 
 
 def go_on(
@@ -49,6 +51,7 @@ def save(scratch: Path | None, origin: str, state: State) -> None:
     if scratch is None:
         return
     tensors = {f"model.{name}": tensor for name, tensor in contents(state.model).items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     tensors |= moving(state)
     metadata = {"origin": origin, "history": json.dumps(state.history)}
     metadata["digest"] = digest(tensors, metadata)
@@ -68,10 +71,18 @@ def restore(scratch: Path | None, origin: str, state: State) -> None:
         return
     if metadata.pop("digest", "") != digest(tensors, metadata) or metadata["origin"] != origin:
         return
-    prefix = "model."
-    weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    slots = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    weights, best, slots = _parts(tensors)
     put_back(state, weights, slots, json.loads(metadata["history"]))
+    state.best.update(best)
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
+    """The model's, those of the best epoch, and the rest, of a checkpoint's tensors."""
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "": {}}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind if kind in parts else ""][rest if kind in parts else name] = tensor
+    return tuple(parts.values())
 
 
 def moving(state: State) -> dict[str, Tensor]:
@@ -97,9 +108,11 @@ def put_back(
 def identity(seen: Labelled, held_out: Labelled, recipe: Recipe) -> str:
     """Hex sha256 over the images, the labels and the recipe: what a checkpoint is good for."""
     sha = hashlib.sha256(recipe.model_dump_json().encode())
-    for tensor in (*seen, *held_out):
-        sha.update(f"{tuple(tensor.shape)}".encode())
-        sha.update(tensor.numpy().data)
+    for images, labels in (seen, held_out):
+        sha.update(f"{tuple(images.shape)}{tuple(labels.shape)}".encode())
+        for part in blocks(images):
+            sha.update(part.numpy().data)
+        sha.update(labels.numpy().data)
     return sha.hexdigest()
 
 

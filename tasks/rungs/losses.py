@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.caching.basics import LadderError
+from tasks.caching.own import Registry
 
 
 def one_hot(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
@@ -65,4 +68,19 @@ def check(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-LOSSES = {"sigmoid_mse": sigmoid_mse, "softmax_mse": softmax_mse, "cross_entropy": cross_entropy}
+def check_loss(
+    loss: Callable[[Tensor, Tensor, float], Tensor], classes: int, smoothing: float
+) -> None:
+    """Raise LadderError unless a loss gives a scalar that depends on the logits."""
+    value = loss(torch.zeros(2, classes, requires_grad=True), torch.tensor([0, 1]), smoothing)
+    what = f"{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    if what != "[]" or not value.is_floating_point():
+        raise LadderError(f"the loss gives {what}, not a scalar: take the mean over the batch")
+    if not value.requires_grad:
+        raise LadderError("the loss does not depend on the logits, so there is nothing to train: "
+                          "compute it from them by tensors alone")  # fmt: skip
+
+
+LOSSES = Registry(
+    {"sigmoid_mse": sigmoid_mse, "softmax_mse": softmax_mse, "cross_entropy": cross_entropy}
+)

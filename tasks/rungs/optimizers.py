@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from tasks.caching.basics import LadderError
+from tasks.caching.basics import LadderError, shown
+from tasks.caching.own import Registry
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """Moves parameters; made of them and the recipe's weight decay."""
+
+    def step(self, lr: Tensor) -> None:
+        """Move every parameter by its gradient, and forget the gradient.  lr[] float64."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What it remembers from one step to the next, for a training that goes on."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
 
 
 class SGD:
@@ -114,5 +130,24 @@ def one_cycle(done: float) -> float:
     return (1 + math.cos(math.pi * (done - 0.25) / 0.75)) / 2
 
 
-OPTIMIZERS: dict[str, type[SGD] | type[AdamW]] = {"sgd": SGD, "adamw": AdamW}
-SCHEDULES = {"constant": constant, "one_cycle": one_cycle, "triangular": triangular}
+def check_optimizer(optimizer: object) -> None:
+    """Raise LadderError for an optimizer without one of the methods that a training calls."""
+    if not isinstance(optimizer, Optimizer):
+        raise LadderError(f"the optimizer, a {type(optimizer).__name__}, lacks step(lr), state() "
+                          "or restore(state): write its class as SGD of "
+                          "tasks/rungs/optimizers.py")  # fmt: skip
+
+
+def check_schedule(schedule: Callable[[float], float]) -> None:
+    """Raise LadderError unless a schedule gives numbers from 0 up."""
+    for done in (0.0, 0.5, 1.0):
+        share = schedule(done)
+        if not isinstance(share, int | float) or not 0 <= share < math.inf:
+            raise LadderError(f"the schedule gives {shown(share)} for {done}, not a number from 0 "
+                              "up, by which lr is multiplied")  # fmt: skip
+
+
+OPTIMIZERS: Registry[Callable[[list[Tensor], float], Optimizer]] = Registry(
+    {"sgd": SGD, "adamw": AdamW}
+)
+SCHEDULES = Registry({"constant": constant, "one_cycle": one_cycle, "triangular": triangular})

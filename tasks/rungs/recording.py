@@ -15,24 +15,22 @@ LEG = 16  # steps: enough to hide Python from a GPU, and few enough to be record
 class Legs:
     """Takes the steps of an epoch, LEG at a time, as a GPU can repeat them.
 
-    step(batch[B] int64, shifts[4, 2] int64, rate[] float64) takes one, on `device`.
+    step(batch[B] int64, shifts[4, 2] int64, flips[4] bool, rate[] float64) takes one, on `device`.
     """
 
-    def __init__(self, step: Callable[[Tensor, Tensor, Tensor], None], device: str) -> None:
+    def __init__(self, step: Callable[[Tensor, Tensor, Tensor, Tensor], None], device: str) -> None:
         self._step, self._device = step, device
         self._legs: dict[tuple[int, ...], tuple[list[Tensor], Iterator[None]]] = {}
 
     def take(self, way: Course) -> Iterator[int]:
         """Take an epoch's steps; tells before each leg how many are taken."""
         sizes = tuple(map(len, way.batches))
-        order, shifts, rates = (
-            each.to(self._device) for each in (torch.cat([*way.batches]), way.shifts, way.rates)
-        )
+        order, *others = (each.to(self._device) for each in (torch.cat([*way.batches]), *way[1:]))
         parts = order.split(sizes)
         for first in range(0, len(sizes), LEG):
             yield first
             some = slice(first, first + LEG)
-            given = [torch.cat(parts[some]), shifts[some], rates[some]]
+            given = [torch.cat(parts[some]), *(each[some] for each in others)]
             if sizes[some] not in self._legs:
                 self._legs[sizes[some]] = self._leg(sizes[some], given)
             room, turns = self._legs[sizes[some]]
@@ -47,8 +45,8 @@ class Legs:
         room = [torch.empty_like(each) for each in like]
 
         def take() -> None:
-            order, shifts, rates = room
-            for given in zip(order.split(sizes), shifts, rates, strict=True):
+            order, *others = room
+            for given in zip(order.split(sizes), *others, strict=True):
                 self._step(*given)
 
         return room, repeated(take, self._device)

@@ -19,86 +19,114 @@ from tasks.caching.basics import LadderError
 from tasks.caching.bodies import CORES
 from tasks.caching.stage import Run, stage
 from tasks.caching.values import Stack, Weights
+from tasks.rungs.augmentations import AUGMENTATIONS, check_augmentation
 from tasks.rungs.building import (
+    Normalize,
     check_answers,
     check_numbers,
     contents,
+    fill,
     initialize,
     new_model,
     seeded,
     try_out,
 )
 from tasks.rungs.checkpoint import State, go_on, identity, moving, restore, save
-from tasks.rungs.course import course, shifted
-from tasks.rungs.losses import LOSSES
-from tasks.rungs.measure import accuracy, describe, forward, measured, probabilities, rebuilt
+from tasks.rungs.course import course, flipped, shifted
+from tasks.rungs.losses import LOSSES, check_loss
+from tasks.rungs.measure import accuracy, answers, describe, forward, rebuilt, threads
+from tasks.rungs.mirror import settled
 from tasks.rungs.models import MODELS
-from tasks.rungs.optimizers import OPTIMIZERS, SCHEDULES
+from tasks.rungs.optimizers import OPTIMIZERS, SCHEDULES, check_optimizer, check_schedule
 from tasks.rungs.recipes import Recipe
 from tasks.rungs.recording import Legs
-from tasks.rungs.split import Labelled, common_shape, split
+from tasks.rungs.split import Labelled, by_class, common_shape, split
+from tasks.rungs.start import start_from
 
 
 @stage(cores=lambda given, device: threads(given["recipe"].model, CORES.total, device))
 def train(
     training: list[Stack],
-    testing: list[Stack],
+    watched: list[Stack],
     classes: list[str],
     recipe: Recipe,
-    validation: float | Literal["testing"] = 0.1,
+    validation: float | Literal["testing", "given"] = 0.1,
+    mirrored: dict[str, Any] | None = None,
     *,
     run: Run = Run(),
 ) -> dict[str, Any]:
-    """Train one recipe and, at the end, measure it once on testing.
+    """Train one recipe.  What it says of testing is measured by another stage, `measure`.
 
-    `training` and `testing` hold one stack per class, in the order of `classes`.  `validation`
-    is the share of training to hold out (0 to 1, exclusive), or "testing" to train on all of
-    training and watch testing instead, as the post does.  Accuracies are 0 to 1 and count every
-    image once.  Returns
+    `training` holds one stack per class, in the order of `classes`.  `validation` is the share of
+    it to hold out (0 to 1, exclusive), or says to train on all of it and watch `watched`: "given",
+    stacks for just that, "testing", the testing stacks, as the post does; else `watched` is empty.
+    `mirrored` is what the stage `mirror` found, for a recipe that leaves it to that whether to flip
+    images.  Accuracies are 0 to 1 and count every image once.  Returns
 
     - "weights": Weights, for `load_model`,
-    - "history": per epoch {"epoch" from 1, "training_loss", "validation_accuracy"},
-    - "testing_accuracy", "per_class" [C] (0 for a class without testing images),
-      "confusion" [C][C] (rows what it was, columns what was said),
-    - "probabilities" [N, C] float32, on testing in the order of its stacks,
-    - "parameters", "device", "images" {"training", "validation", "testing"},
+    - "history": per epoch {"epoch" from 1, "training_loss", "validation_loss",
+      "validation_accuracy"}; both losses are the recipe's, its label smoothing included,
+      its class weights not; fewer than the recipe's epochs where its patience ended,
+    - "held_out": {"logits" [M, C] float32, "labels" [M] int64} of the images watched,
+    - "epoch", the one whose weights these are,
+    - "flip", whether images were mirrored,
+    - "parameters", "device", "images" {"training", "validation"},
     - "resume": Weights, what a training with more epochs goes on from; None under a schedule that
-      depends on the number of epochs.
+      depends on the number of epochs, and where the best epoch was kept.
 
     Raises LadderError for stacks that do not fit together, an empty side of the split, or a
     training that diverges.
     """
     build, criterion = MODELS[recipe.model], LOSSES[recipe.loss]
     optimize, schedule = OPTIMIZERS[recipe.optimizer], SCHEDULES[recipe.schedule]
+    augment = AUGMENTATIONS[recipe.augment]
+    decided = settled(recipe, mirrored)
 
-    shape = common_shape(training, testing, classes)
-    seen, held_out, tests = split(training, testing, shape, validation)
+    shape = common_shape(by_class("training", training, classes)
+                         | (by_class("watched", watched, classes) if watched else {}))  # fmt: skip
+    seen, held_out = split(training, watched, shape, validation)
 
     generator = torch.Generator().manual_seed(recipe.seed)
-    model = new_model(build, shape, len(classes), generator)
+    model = new_model(build, shape, len(classes), generator, normalize=recipe.normalize)
+    if isinstance(first := next(model.children(), None), Normalize):
+        first.learn(seen.images)
     initialize(model, recipe.init, generator)
+    if recipe.weights != "none":
+        start_from(model, recipe.weights)
     check_numbers(model)
     try_out(model, seen.images[:2], len(classes))
+    check_loss(criterion, len(classes), recipe.label_smoothing)
+    check_schedule(schedule)
+    with seeded(recipe.seed):
+        check_augmentation(seen.images[:2], augment(seen.images[:2]))
     if run.device == "cuda":  # a CPU wants its weights as `convolution.Conv` lays them
         model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub
     optimizer = optimize(list(model.parameters()), recipe.weight_decay)
-    state = State(model, optimizer, generator, [])
-    fit(state, seen, held_out, criterion=criterion, schedule=schedule, recipe=recipe, run=run)
+    check_optimizer(optimizer)
+    state = State(model, optimizer, generator, [], {})
+    fit(
+        state, seen, held_out, criterion=criterion, schedule=schedule, augment=augment,
+        recipe=decided, run=run,
+    )  # fmt: skip
 
-    weights = Weights(contents(model), describe(recipe, classes, shape))
-    check_answers(model, rebuilt(build, *weights), tests.images[:2], run.device)
+    epoch = len(state.history)
+    if recipe.keep == "best":
+        epoch = best_epoch(state.history)
+        fill(model, state.best)
+    weights = Weights(contents(model), describe(decided, classes, shape, validation))
+    check_answers(model, rebuilt(build, *weights), held_out.images[:2], run.device)
+    with seeded(stream(recipe.seed, epoch - 1), run.device):
+        logits = answers(model, held_out.images, recipe.precision)
     return {
         "weights": weights,
         "history": state.history,
-        **measured(model, tests, recipe, len(classes)),
+        "held_out": {"logits": logits, "labels": held_out.labels},
+        "epoch": epoch,
+        "flip": decided.flip,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "device": run.device,
-        "images": {
-            "training": len(seen.labels),
-            "validation": len(held_out.labels),
-            "testing": len(tests.labels),
-        },
-        "resume": Weights(moving(state), {}) if recipe.schedule == "constant" else None,
+        "images": {"training": len(seen.labels), "validation": len(held_out.labels)},
+        "resume": Weights(moving(state), {}) if goes_on(recipe) else None,
     }
 
 
@@ -109,6 +137,7 @@ def fit(
     *,
     criterion: Callable[[Tensor, Tensor, float], Tensor],
     schedule: Callable[[float], float],
+    augment: Callable[[Tensor], Tensor],
     recipe: Recipe,
     run: Run,
 ) -> None:
@@ -118,13 +147,13 @@ def fit(
     """
     origin = identity(seen, held_out, recipe)
     restore(run.scratch, origin, state)
-    if not state.history and recipe.schedule == "constant":
+    if not state.history and goes_on(recipe):
         go_on(state, recipe.epochs, run.earlier)
-    descent = Descent(state, seen, criterion, recipe, run.device)
+    descent = Descent(state, seen, criterion, augment, recipe, run.device)
     legs = Legs(descent.step, run.device)
     watched = held_out.images.to(run.device)
     tell = seldom(run.progress)
-    for epoch in range(len(state.history), recipe.epochs):
+    while (epoch := len(state.history)) < recipe.epochs and not is_over(state.history, recipe):
         note = f"epoch {epoch + 1} of {recipe.epochs}"
         way = course(state.generator, recipe, schedule, len(seen.labels), epoch)
         steps = len(way.rates)
@@ -133,19 +162,40 @@ def fit(
             for taken in legs.take(way):
                 tell(epoch * steps + taken, recipe.epochs * steps, note)
             loss = descent.loss()
-            said = probabilities(state.model, watched, recipe.precision)
-        if not math.isfinite(loss) or not said.isfinite().all():
-            raise LadderError(
-                f"train {recipe.model}, {recipe.loss}, seed {recipe.seed} diverged in epoch "
-                f"{epoch + 1} (loss {loss:.4g}): lower lr"
-            )
-        right = accuracy(said, held_out.labels)
+            logits = answers(state.model, watched, recipe.precision)
+        missed = criterion(logits, held_out.labels, recipe.label_smoothing).item()
+        if not (math.isfinite(loss) and math.isfinite(missed) and logits.isfinite().all()):
+            raise LadderError(f"diverged in epoch {epoch + 1} (loss {loss:.4g}): lower lr")
+        right = accuracy(logits, held_out.labels)
         state.history.append(
-            {"epoch": epoch + 1, "training_loss": loss, "validation_accuracy": right}
+            {
+                "epoch": epoch + 1,
+                "training_loss": loss,
+                "validation_loss": missed,
+                "validation_accuracy": right,
+            }
         )
+        if recipe.keep == "best" and best_epoch(state.history) == epoch + 1:
+            state.best.update(contents(state.model))
         save(run.scratch, origin, state)
         note += f": loss {loss:.4f}, validation {right:.2%}"
         run.progress((epoch + 1) * steps, recipe.epochs * steps, note)
+
+
+def goes_on(recipe: Recipe) -> bool:
+    """Whether more epochs may start from the end of fewer, its steps being the first of theirs."""
+    return recipe.schedule == "constant" and recipe.keep == "last"
+
+
+def is_over(history: list[dict[str, float]], recipe: Recipe) -> bool:
+    """Whether the recipe's patience is at its end: so many epochs after the best one so far."""
+    return 0 < recipe.patience <= len(history) - (best_epoch(history) if history else 0)
+
+
+def best_epoch(history: list[dict[str, float]]) -> int:
+    """The epoch, from 1, of the best validation accuracy; of equals, the one of the lowest loss."""
+    best = max(history, key=lambda each: (each["validation_accuracy"], -each["validation_loss"]))
+    return int(best["epoch"])
 
 
 class Descent:
@@ -156,18 +206,27 @@ class Descent:
         state: State,
         seen: Labelled,
         criterion: Callable[[Tensor, Tensor, float], Tensor],
+        augment: Callable[[Tensor], Tensor],
         recipe: Recipe,
         device: str,
     ) -> None:
         self.model, self.optimizer, self.criterion = state.model, state.optimizer, criterion
-        self.recipe = recipe
+        self.augment, self.recipe = augment, recipe
         # A GPU keeps all pixels as bytes: they cross to it once, not every epoch.
         self.images, self.labels = seen.images.to(device), seen.labels.to(device)
+        if recipe.class_weights == "balanced":
+            self.criterion = weighed(criterion, balanced(seen.labels).to(device))
         self.loss_sum = torch.zeros((), device=device)  # over the images of an epoch
 
-    def step(self, batch: Tensor, shifts: Tensor, rate: Tensor) -> None:
-        """One step, by the images of batch[B] int64, moved by shifts[4, 2], at rate[] float64."""
+    def step(self, batch: Tensor, shifts: Tensor, flips: Tensor, rate: Tensor) -> None:
+        """One step, at rate[] float64, by the images of batch[B] int64.
+
+        They are moved by shifts[4, 2] and, where flips[4] says so, mirrored.
+        """
         x = shifted(self.images.index_select(0, batch), self.recipe.shift, shifts)
+        if self.recipe.flip:
+            x = flipped(x, flips)
+        x = self.augment(x)
         logits = forward(self.model, x, self.recipe.precision)
         labels = self.labels.index_select(0, batch)
         loss = self.criterion(logits, labels, self.recipe.label_smoothing)
@@ -180,6 +239,28 @@ class Descent:
         mean = self.loss_sum.item() / len(self.labels)
         self.loss_sum.zero_()
         return mean
+
+
+def weighed(
+    criterion: Callable[[Tensor, Tensor, float], Tensor], weights: Tensor
+) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Any loss that is a mean over images, in whose gradient each counts by weights[C]."""
+
+    def loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        factor = weights.index_select(0, labels)[:, None]
+        logits.register_hook(lambda gradient: gradient * factor)
+        return criterion(logits, labels, smoothing)
+
+    return loss
+
+
+def balanced(labels: Tensor) -> Tensor:
+    """How much an image of each class counts, so that all classes count alike, and images 1 in all.
+
+    labels[N] int64 -> [C] float32.
+    """
+    counts = labels.bincount()
+    return len(labels) / (len(counts) * counts.clamp(min=1))
 
 
 def stream(seed: int, epoch: int) -> int:
@@ -201,14 +282,3 @@ def seldom(progress: Callable[[int, int, str], None]) -> Callable[[int, int, str
             progress(done, total, note)
 
     return tell
-
-
-def threads(model: str, cores: int, device: str) -> int:
-    """How many torch threads a training of `model` wants on a machine of `cores` cores.
-
-    A small model's products are over before a second thread has woken up.  On a GPU the thread
-    only hands out work: as many trainings share the GPU as there are cores.
-    """
-    if device == "cuda":
-        return 1
-    return min(cores, {"linear": 1, "mlp": 1, "convnet": 2}.get(model, cores))

@@ -25,18 +25,21 @@ import time
 import urllib.request
 import venv
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from flows.predict import found, load_model
 from tasks.caching.bodies import CORES
 from tasks.images.decode import decode
 from tasks.images.fetch import fetch
 from tasks.images.scan import Dataset, scan
-from tasks.rungs.ladders import default_ladder
+from tasks.rungs.ladders import post_ladder
 from tasks.rungs.recipes import DEFAULTS, Recipe
 from tasks.rungs.train import threads
+from tasks.serving.export import plain
 from tests.benchmarks import naive, ours
 
 HERE = Path(__file__).resolve().parent
@@ -362,12 +365,35 @@ def bench_convnet(place: Place) -> Iterator[Row]:
               len(took), note)  # fmt: skip
 
 
+def bench_predict(place: Place) -> Iterator[Row]:
+    """From 10,000 PNG files to probabilities by the convnet, on all cores."""
+    place.stepladder("run", "mnist", "--models", "convnet", "--quiet")
+    model = load_model("mnist")
+    files = list(found([str(place.mnist / "testing")], []))
+    network = plain(deepcopy(model.network)).eval()
+    said: list[list[torch.Tensor]] = [[], []]
+
+    def mine() -> None:
+        said[0] = [each.probabilities for each in model.files(files)]
+
+    def theirs() -> None:
+        said[1] = list(naive.predictions(network, files))
+
+    ours_took, other = in_turns(place.rounds, mine, theirs)
+    sure = [torch.cat(each).argmax(1) for each in said]
+    note = (
+        f"{len(files) / statistics.median(ours_took):,.0f} images a second (>= 20,000); answers "
+        f"{'equal' if torch.equal(*sure) else 'DIFFER'}"
+    )
+    yield compared("predict / Image.open + torch's convolutions", ">= 1x", ours_took, other, note)
+
+
 def bench_busy(place: Place) -> Iterator[Row]:
     """A step of each kind of training, alone and beside as many busy processes as cores.
 
     Held against one thread, and against threads that spin as torch's do where nobody looks.
     """
-    for recipe in default_ladder()[2:]:
+    for recipe in post_ladder()[2:]:
         # Where threads spin beside others, ResNet18 takes a minute for a step of 256.
         images = 64 if recipe.model == "resnet18" else 256
         fixed = recipe.model_copy(update={"batch_size": images})
@@ -532,7 +558,7 @@ def bench_gpu(place: Place) -> Iterator[Row]:
     """Each rung of the default ladder on the GPU: alone, then all at once."""
     if not torch.cuda.is_available():
         raise SystemExit("gpu: torch sees no GPU here")
-    data, recipes = place.scan(), default_ladder()
+    data, recipes = place.scan(), post_ladder()
     calls = [(each, data.training, data.testing, place.cache, "cuda") for each in recipes]
     targets = {"convnet": "<= 0.5 s", "resnet18": "<= 1 s"}
     alone = 0.0
@@ -578,6 +604,7 @@ BENCHMARKS = {
     "rungs": bench_rungs,
     "resnet18": bench_resnet18,
     "convnet": bench_convnet,
+    "predict": bench_predict,
     "busy": bench_busy,
     "cold": bench_cold,
     "scale": bench_scale,
@@ -640,14 +667,20 @@ def main() -> None:
     if unknown := set(names) - BENCHMARKS.keys():
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     about, rows = machine(), []
+    print("To be measured, one after the other, ours and the other way by turns:")
+    for name in names:
+        print(f"  {name:10} {(BENCHMARKS[name].__doc__ or '').splitlines()[0]}")
+    print("\n".join(about), flush=True)
     with tempfile.TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as root:
         os.environ["STEPLADDER_DATA"] = root
         place = Place(Path(root), options)
         for name in names:
-            print(f"{name}: {BENCHMARKS[name].__doc__}", flush=True)
+            begun = time.monotonic()
+            print(f"{name}:", flush=True)
             for row in BENCHMARKS[name](place):
                 print("  " + " | ".join(row.cells()), flush=True)
                 rows.append(row)
+            print(f"  took {time.monotonic() - begun:.0f} s", flush=True)
     (HERE / "benchmarks.md").write_text(written(about, rows), encoding="utf-8")
 
 

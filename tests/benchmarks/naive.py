@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,14 @@ def stacks(folder: Path) -> list[Tensor]:
         torch.stack([torch.tensor(np.array(Image.open(file))) for file in sorted(each.iterdir())])
         for each in sorted(folder.iterdir())
     ]
+
+
+def predictions(model: nn.Module, files: list[Path]) -> Iterator[Tensor]:
+    """Probabilities [B, C] float32 of batches of files, opened one by one."""
+    with torch.no_grad():
+        for start in range(0, len(files), 1000):
+            images = [np.array(Image.open(file)) for file in files[start : start + 1000]]
+            yield model(torch.from_numpy(np.stack(images)).float() / 255).softmax(1)
 
 
 def labelled(classes: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -22,11 +22,14 @@ from tasks.caching.values import Stack
 from tasks.caching.yielding import yield_to_others
 from tasks.images.decode import decode
 from tasks.images.scan import Folder, scan
+from tasks.rungs.augmentations import none
 from tasks.rungs.baseline import DISTANCES, baseline, mean
 from tasks.rungs.building import initialize, new_model
+from tasks.rungs.calibrate import calibrate
 from tasks.rungs.checkpoint import State
 from tasks.rungs.course import course
 from tasks.rungs.losses import LOSSES
+from tasks.rungs.measure import measure
 from tasks.rungs.models import MODELS
 from tasks.rungs.optimizers import OPTIMIZERS, constant
 from tasks.rungs.recipes import Recipe
@@ -102,10 +105,13 @@ def trained(
     device: str = "cpu",
 ) -> tuple[float, float]:
     """One training stage's body, a tenth held out: its seconds and its testing accuracy."""
-    given = _given(training, testing, root)
+    seen, tests, classes = _given(training, testing, root)
+    run = Run(device)
     start = time.perf_counter()
-    accuracy = train.fn(*given, recipe, run=Run(device))["testing_accuracy"]
-    return time.perf_counter() - start, accuracy
+    result = train.fn(seen, [], classes, recipe, run=run)
+    seconds = time.perf_counter() - start
+    figures = measure.fn(result, calibrate.fn(result), tests, classes, recipe, run=run)
+    return seconds, figures["testing_accuracy"]
 
 
 @functools.cache
@@ -117,14 +123,14 @@ def _descent(recipe: Recipe) -> Descent:
     optimizer = OPTIMIZERS[recipe.optimizer]([*model.parameters()], recipe.weight_decay)
     noise = torch.randint(256, (recipe.batch_size, 28, 28), dtype=torch.uint8)
     seen = Labelled(noise, torch.randint(10, (recipe.batch_size,)))
-    state = State(model, optimizer, generator, [])
-    return Descent(state, seen, LOSSES[recipe.loss], recipe, "cpu")
+    state = State(model, optimizer, generator, [], {})
+    return Descent(state, seen, LOSSES[recipe.loss], none, recipe, "cpu")
 
 
 def step(recipe: Recipe) -> None:
     """One step of a recipe on one batch of noise, as the train stage takes it."""
     way = course(torch.Generator(), recipe, constant, recipe.batch_size, 0)
-    _descent(recipe).step(way.batches[0], way.shifts[0], way.rates[0])
+    _descent(recipe).step(way.batches[0], *(each[0] for each in way[1:]))
 
 
 def steps(recipe: Recipe, seconds: float) -> tuple[float, float]:

@@ -1,0 +1,215 @@
+"""What a body asks for beside its arguments is held by its record, or refused."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.caching import process
+from tasks.caching.basics import LadderError
+from tasks.caching.bodies import Runner
+from tasks.caching.call import Settings
+from tasks.caching.plan import Asleep
+from tasks.caching.session import Session
+
+CHAPTER = """
+import functools, glob, importlib.util, io, os, random, subprocess, urllib.request
+from pathlib import Path
+import numpy as np
+from tasks.caching.stage import stage
+
+HERE = Path(__file__).parent
+
+@functools.lru_cache
+def limits():
+    return (HERE / "limits.json").read_text()
+
+class Table:
+    @functools.cached_property
+    def rows(self):
+        return np.loadtxt(HERE / "limits.json").tolist()
+
+def loaded():
+    spec = importlib.util.spec_from_file_location("tracedother", HERE / "other.txt.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.VALUE
+
+def written():
+    (HERE / "made").write_text("a")
+    return (HERE / "made").read_text()
+
+def caught():
+    try:
+        return subprocess.run(["true"]).returncode
+    except Exception:
+        return 0
+
+@stage
+def first() -> str:
+    return limits()
+
+@stage
+def file() -> str:
+    return limits()
+
+@stage
+def array() -> list:
+    return Table().rows
+
+@stage
+def module() -> int:
+    return loaded()
+
+@stage
+def maybe() -> str:
+    path = HERE / "maybe"
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return "none"
+
+@stage
+def listing() -> list:
+    return sorted(os.path.basename(each) for each in glob.glob(f"{HERE}/*.csv"))
+
+@stage
+def variable() -> str:
+    return os.getenv("TRACED_SCALE", "1.0")
+
+@stage
+def is_set() -> bool:
+    return "TRACED_SCALE" in os.environ
+
+@stage
+def secret() -> str:
+    return os.environ.get("TRACED_TOKEN", "")
+
+@stage
+def made() -> str:
+    return written()
+
+@stage
+def drawn() -> float:
+    return random.random() + float(np.random.rand())
+
+@stage
+def program() -> int:
+    return caught()
+
+@stage
+def network() -> str:
+    return str(urllib.request.urlopen("http://127.0.0.1:9").read())
+"""
+FILES = {"limits.json": "1", "other.txt.py": "VALUE = 1"}
+
+
+@pytest.fixture
+def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Stages that ask for things; perform one, give what the plan said before, and the result."""
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "tracedchapter.py").write_text(CHAPTER)
+    for name, text in FILES.items():
+        (code / name).write_text(text)
+    monkeypatch.syspath_prepend(str(code))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    module = importlib.import_module("tracedchapter")
+    settings = Settings(str(tmp_path / "cache"), "traced")
+
+    def perform(name: str, runner: Runner | None = None) -> list[str]:
+        stage, planned = getattr(module, name), []
+        Asleep(planned, settings).begin()
+        stage()
+        session = Session(settings)
+        session.runner = runner or session.runner
+        ref = session.begin().call(stage, name, {})
+        assert ref.outcome.why == planned[0].why
+        return [*ref.outcome.why, ref.load(tmp_path / "cache")]
+
+    yield perform
+    del sys.modules["tracedchapter"]
+
+
+EDITS = [
+    ("file", "limits.json", "limits.json changed"),
+    ("array", "limits.json", "limits.json changed"),
+    ("module", "other.txt.py", "other.txt.py changed"),
+    ("maybe", "maybe", "maybe is new"),
+    ("listing", "2.csv", "code/ changed"),
+    ("variable", "$TRACED_SCALE", "$TRACED_SCALE not set -> 2.0"),
+    ("is_set", "$TRACED_SCALE", "$TRACED_SCALE not set -> 2.0"),
+    ("secret", "$TRACED_TOKEN", "$TRACED_TOKEN not set -> "),
+]
+
+
+@pytest.mark.parametrize(("stage", "edited", "reason"), EDITS, ids=[each[0] for each in EDITS])
+def test_what_a_body_asked_for_is_held(
+    traced, tmp_path, monkeypatch, stage, edited, reason
+) -> None:
+    """Once, and again while it is as it was; changed, the plan and the run name it."""
+    assert traced(stage)[0] == "has not run before"
+    was = traced(stage)
+    assert len(was) == 1
+    if edited.startswith("$"):
+        monkeypatch.setenv(edited[1:], "2.0")
+    else:
+        (tmp_path / "code" / edited).write_text(FILES.get(edited, "1").replace("1", "2"))
+        sys.modules["tracedchapter"].limits.cache_clear()
+    why, result = traced(stage)
+    assert reason in why
+    assert [result] != was
+    assert traced(stage) == [result]
+
+
+def test_what_a_helper_remembers_counts_for_every_stage_that_calls_it(traced, tmp_path) -> None:
+    """The second in a process opens nothing: it is given what the first has read."""
+    traced("first")
+    traced("file")
+    (tmp_path / "code/limits.json").write_text("2")
+    assert traced("file")[0] == "limits.json changed"
+
+
+def test_a_process_of_its_own_is_watched_and_has_the_run_s_environment(traced, monkeypatch) -> None:
+    runner = process.Processes()
+    monkeypatch.setenv("TRACED_SCALE", "3.0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    assert traced("variable", runner)[1] == "3.0"
+    monkeypatch.setenv("TRACED_SCALE", "4.0")
+    assert traced("variable", runner) == ["$TRACED_SCALE 3.0 -> 4.0", "4.0"]
+
+
+def test_what_a_body_made_itself_is_nothing_it_asked_for(traced, tmp_path: Path) -> None:
+    traced("made")
+    (tmp_path / "code/made").write_text("b")
+    assert traced("made") == ["a"]
+
+
+def test_a_secret_is_not_written_down(traced, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRACED_TOKEN", "hush")
+    traced("variable")
+    traced("is_set")
+    monkeypatch.setenv("TRACED_TOKEN", "whisper")
+    traced("secret")
+    record = next((tmp_path / "cache/records/secret").iterdir()).read_text()
+    about = record.partition('"about":')[2].partition("}")[0]
+    assert "$TRACED_TOKEN" in about
+    assert "whisper" not in about
+
+
+def test_shared_generators_begin_the_same_every_time(traced, tmp_path: Path) -> None:
+    first = traced("drawn")[-1]
+    next((tmp_path / "cache/records/drawn").iterdir()).unlink()
+    assert traced("drawn")[-1] == first
+
+
+@pytest.mark.parametrize("stage", ["program", "network"])
+def test_what_nobody_can_hold_is_refused_with_its_line(traced, stage: str) -> None:
+    """Though the code catches it."""
+    with pytest.raises(LadderError, match=r"tracedchapter.py:\d+: a stage cannot "):
+        traced(stage)
