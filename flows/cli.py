@@ -103,7 +103,7 @@ def run(
     with Display(quiet=quiet) as display:
         if memory and not options.refresh and not audit and (known := memory.recall()):
             folder = known.folder
-            display.states |= dict.fromkeys(known.stages, "cached")
+            display.states |= {each.stage: each.state for each in known.stages}
             news = mark_cached(folder)
         else:
             try:
@@ -112,7 +112,7 @@ def run(
                 folder, fallen = error.folder, error
             news = True
     if memory and news and not fallen:
-        memory.keep(folder, list(display.states))
+        memory.keep(folder)
     states = display.states
     ran = [stage for stage, state in states.items() if state == "ran"]
     if json:
@@ -148,11 +148,12 @@ def _memory(place: Place | None, options: Options) -> Memory | None:
     """What an earlier run with these options may have left, to see at a glance that it holds."""
     if place is None:
         return None
+    options.times()  # which no run depends on, but must make sense
     given = {name: str(value) for name, value in asdict(options).items() if "timeout" not in name}
     if options.recipes:
         given["recipes"] = read_small(options.recipes).hex()
     if options.labels:
-        given["labels"] = digest_of_file(options.labels.expanduser())
+        given["labels"] = digest_of_file(options.labels.expanduser().absolute())
     return Memory(data_root().resolve(), place.folder, given)
 
 
@@ -170,9 +171,12 @@ def plan(
     """Say of every stage whether it would run, and why.  Runs nothing."""
     from flows.console import print_graph, print_plan
 
-    _insist_on(dataset, options)
+    place = _insist_on(dataset, options)
+    # A graph shows what depends on what, too, which is not remembered.
+    memory = None if options.refresh or graph else _memory(place, options)
+    known = memory.recall() if memory else None
     tame_prefect(verbose=False)
-    planned = planned_by(options.parameters(dataset))
+    planned: list[Any] = known.stages if known else planned_by(options.parameters(dataset))
     if json:
         stages = [
             {"stage": p.stage, "state": p.state, "why": list(p.why), "seconds": p.seconds}

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import os
 import random
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +61,31 @@ def climb(
         planned = planned_by(parameters)
     folder = _run(planned, parameters, display, audit, server)
     if memory and (place := find_place(parameters["dataset"], parameters["name"])):
-        memory.hold(_asked(place.home, display.states))
+        _hold(memory, place.home, [each.stage for each in planned])
     return folder
 
 
-def _asked(dataset: str, stages: Iterable[str]) -> dict[str, str]:
-    """What the bodies that made the results of these stages asked for."""
+def _hold(memory: Memory, dataset: str, stages: list[str]) -> None:
+    """Tell the memory of the stages that were planned, by the records that they came to.
+
+    Where one is not to be had, nobody can tell what the next plan depends on.
+    """
     from tasks.caching.store import Store
 
     store = Store(cache_root())
+    seconds: dict[str, float] = {}
     asked: dict[str, str] = {}
     for name in stages:
-        if last := store.last(dataset, name):
-            record = store.read_record(store.record_path(name.partition("[")[0], last["key"]))
-            asked |= record.about.get("asked", {}) if record else {}
-    return asked
+        with contextlib.suppress(LadderError):
+            if last := store.last(dataset, name):
+                path = store.record_path(name.partition("[")[0], last["key"])
+                if record := store.read_record(path):
+                    seconds[name] = record.seconds
+                    asked |= record.about.get("asked", {})
+    if len(seconds) == len(stages):
+        memory.hold(seconds, asked)
+    else:
+        memory.seen = None
 
 
 def _serve(planned: list[Any], place: Place | None, rule: Any) -> Path:

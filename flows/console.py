@@ -28,6 +28,7 @@ from tasks.report.words import (
 )
 
 if TYPE_CHECKING:
+    from flows.quick import Cached
     from tasks.caching.plan import Planned
     from tasks.caching.upkeep import Held
 
@@ -259,7 +260,7 @@ class _Bar:
         self._display("progress", self._name, at=(done, total, note))
 
 
-def print_plan(planned: list[Planned]) -> None:
+def print_plan(planned: Sequence[Planned | Cached]) -> None:
     """Each stage, what would become of it, what it took the last time, and why."""
     console = Terminal(soft_wrap=True)
     width = min(60, max(cell_len(plain(each.stage)) for each in planned))

@@ -166,6 +166,14 @@ class Options(_Changes):
             insist_on_name(self.name, "--name")
         return find_place(dataset, self.name or "")
 
+    def times(self) -> dict[str, str | int | None]:
+        """What the run and each stage are given.  Raises LadderError for what is no time."""
+        given = {name: getattr(self, name) for name in ("timeout", "stage_timeout")}
+        return {
+            name: None if text is None else _time(f"--{name.replace('_', '-')}", text)
+            for name, text in given.items()
+        }
+
     def parameters(self, dataset: Given) -> dict[str, Any]:
         """The parameters of the flow.  Raises UsageError for what cannot be meant."""
         try:
@@ -193,8 +201,7 @@ class Options(_Changes):
             "strict": self.strict,
             "skip_bad": self.skip_bad,
             "promote_if": self.promote_if,
-            "timeout": _time("--timeout", self.timeout),
-            "stage_timeout": _time("--stage-timeout", self.stage_timeout),
+            **self.times(),
             "name": self.name or "",
             "fields": self._fields(),
             "command": self.command(str(dataset)),
@@ -275,9 +282,9 @@ def _anywhere(option: str, value: Any) -> str:
     )
 
 
-def _time(option: str, text: str | None) -> str | int | None:
-    given = int(text) if text and re.fullmatch("[0-9]{1,10}", text) else text
-    time: str | int | None = allowed(option, parameters.Timeout | None, given)
+def _time(option: str, text: str) -> str | int:
+    given = int(text) if re.fullmatch("[0-9]{1,10}", text) else text
+    time: str | int = allowed(option, parameters.Timeout, given)
     return time
 
 

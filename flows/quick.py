@@ -3,9 +3,9 @@
 A run leaves behind a digest of all that its plan could depend on: the options, this project's
 sources, what could be imported, the stat of every image, cached file and report file, and what the
 project's modules asked for when they were imported (`flows.watch`).
-When a later run finds that digest unchanged, its plan could only say "cached" throughout.  In any
-doubt (a stat differs, a file is too young for its stat to be trusted) there is no short cut, and
-the plan itself decides.
+When a later run or plan finds that digest unchanged, its plan could only say "cached" of every
+stage, which are remembered with the seconds they took.  In any doubt (a stat differs, a file is
+too young for its stat to be trusted) there is no short cut, and the plan itself decides.
 """
 
 from __future__ import annotations
@@ -30,14 +30,31 @@ from tasks.images.sides import folders_read
 _LARGEST = 1 << 24  # bytes of a memory: a name for each stage
 _YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
 _PACKAGES = Path(__file__).resolve().parents[1]
-_ALWAYS = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "STEPLADDER_DATA")  # how texts and times are read
+_ALWAYS = (
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "STEPLADDER_DATA",  # how texts and times are read
+    "CUDA_VISIBLE_DEVICES",
+)  # where --device auto computes
+_GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of which one is there with a GPU
 
 
 class Known(NamedTuple):
     """How a run ended that nothing has changed since."""
 
     folder: Path  # of its report
-    stages: list[str]
+    stages: list[Cached]
+
+
+class Cached(NamedTuple):
+    """What a plan says of a stage that nothing has changed for."""
+
+    stage: str
+    seconds: float  # what it took
+    state: str = "cached"
+    why: tuple[str, ...] = ()
 
 
 class Memory:
@@ -55,6 +72,7 @@ class Memory:
         self._before: tuple[str, int] | None = None
         self._looked = 0  # ns since the epoch
         self.seen: Seen | None = None  # what else the plan of this run depends on
+        self._stages: dict[str, float] = {}  # in the plan's order, and what each took
 
     def look(self) -> None:
         """See what a run that begins now reads; when that has been seen already, do nothing."""
@@ -91,18 +109,21 @@ class Memory:
             same = same and memory["were"] == _digest([*seen])
             if same and memory["written"] == self._writes(folder):
                 self.seen = seen
-                return Known(folder, [str(name) for name in memory["stages"]])
-        except (LadderError, OSError, ValueError, KeyError, TypeError, RecursionError):
+                self._stages = {str(name): float(took) for name, took in memory["stages"].items()}
+                return Known(folder, [Cached(*each) for each in self._stages.items()])
+        except (LadderError, OSError, ValueError, LookupError, TypeError, AttributeError,
+                RecursionError):  # fmt: skip
             pass
         return None
 
-    def hold(self, asked: dict[str, str]) -> None:
-        """Take what the run's bodies asked for to what its plan depends on."""
+    def hold(self, stages: dict[str, float], asked: dict[str, str]) -> None:
+        """Take the run's stages, and what their bodies asked for to what its plan depends on."""
         from tasks.caching.traces import changed, located
 
         if self.seen is None or changed(asked):
             self.seen = None
             return
+        self._stages = stages
         variables = [name[1:] for name in asked if name.startswith("$")]
         paths = [located(name) for name in asked if not name.startswith("$")]
         folders = [path for path in paths if os.path.isdir(path)]  # noqa: PTH112 - as the rest
@@ -110,7 +131,7 @@ class Memory:
         more = Seen(*map(dict.fromkeys, (files, folders, [], variables))).again(os.environ)
         self.seen = Seen(*(one | other for one, other in zip(self.seen, more, strict=True)))
 
-    def keep(self, folder: Path, stages: list[str]) -> None:
+    def keep(self, folder: Path) -> None:
         """Write down the state that a finished run saw, when it began to look, and left."""
         if self._before is None or self.seen is None:
             return
@@ -121,7 +142,7 @@ class Memory:
         with contextlib.suppress(LadderError, OSError):
             memory = {
                 "folder": str(folder),
-                "stages": stages,
+                "stages": self._stages,
                 "read": self._before[0],
                 "seen": [[*each] for each in self.seen],
                 "were": _digest([*self.seen]),
@@ -143,7 +164,8 @@ class Memory:
         found = [importable(path) for path in paths]
         newest = max(max(row[2], row[3]) for _, rows in [*sources, *images] for row in rows)
         python = [sys.version, [*sys.flags], paths, [os.environ.get(name) for name in _ALWAYS]]
-        state = [python, found, self._options, sources, images, disk]
+        gpus = [os.path.exists(path) for path in _GPUS]  # noqa: PTH110 - which raises nothing
+        state = [python, found, self._options, sources, images, disk, gpus]
         return _digest(state), newest
 
     def _writes(self, folder: Path) -> str:

@@ -423,7 +423,7 @@ def test_a_quick_memory_serves_nothing_from_elsewhere(tmp_path: Path) -> None:
     for folder in (tmp_path, Path("/"), tmp_path / "data/reports/../../x"):
         memory = quick.Memory(tmp_path / "data", tmp_path, {})
         memory._path.parent.mkdir(exist_ok=True)
-        text = {"folder": str(folder), "stages": [], "read": "", "written": ""}
+        text = {"folder": str(folder), "stages": {}, "read": "", "written": ""}
         memory._path.write_text(json.dumps(text))
         memory._before = ("", 0)
         memory._looked = 1
@@ -468,7 +468,7 @@ def test_what_others_take_away_meanwhile_is_passed_over(
     try:
         for _ in range(30):
             memory._looked, memory._before = 2 * quick._YOUNG_NS, ("", 0)
-            memory.keep(chain.report(1), [])
+            memory.keep(chain.report(1))
             list(quick._stats(data))
             chain.store.record_paths()
             upkeep.held(chain.store)

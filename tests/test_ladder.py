@@ -167,6 +167,21 @@ def test_a_second_run_computes_nothing(project: Project) -> None:
     assert [rung["cached"] for rung in after["rungs"]] == [True, True, True]
 
 
+def test_a_plan_at_a_glance_says_what_the_plan_itself_says(project: Project) -> None:
+    """To the letter: all that its table shows, too.  What is to run anew is never looked at so."""
+    project.ask("run")
+    at_a_glance = project.ask("plan")
+    memories = [*(project.data / "cache" / "quick").iterdir()]
+    for path in memories:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"stages": {"remembered": 7.0}}))
+    remembered = {"stage": "remembered", "state": "cached", "why": [], "seconds": 7.0}
+    assert project.ask("plan") == {"stages": [remembered]}, "it was the memory that answered"
+    assert len(project.ask("plan", "--refresh", LINEAR)["stages"]) == 23
+    for path in memories:
+        path.unlink()
+    assert project.ask("plan") == at_a_glance
+
+
 def test_another_lr_trains_that_recipe_alone(project: Project) -> None:
     text = project.recipes.read_text()
     project.recipes.write_text(text.replace("lr = 1.0", "lr = 0.5"))

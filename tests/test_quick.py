@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows import quick
-from flows.quick import Memory, mark_cached
+from flows.quick import Cached, Memory, mark_cached
 from flows.watch import Seen
 from tasks.caching import traces
 
@@ -50,16 +50,17 @@ def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
         seen = Seen({str(tmp_path / "config.json"): None}, {str(tmp_path / "lib"): None}, {},
                     {"FP_SET": None})  # fmt: skip
         memory.seen = seen.again(os.environ)
+        memory.hold({"mean[7]": 0.25, "report": 2.0}, {})
         return memory
 
-    memory().keep(tmp_path / "reports/images/one", stages=["mean[7]", "report"])
+    memory().keep(tmp_path / "reports/images/one")
     return memory
 
 
 def test_the_same_again_is_recalled(remembered, tmp_path: Path) -> None:
     known = remembered().recall()
     assert known is not None
-    assert known.stages == ["mean[7]", "report"]
+    assert known.stages == [Cached("mean[7]", 0.25), Cached("report", 2.0)]
     assert known.folder == tmp_path / "reports/images/one"
 
 
@@ -76,7 +77,7 @@ def test_all_that_a_layout_reads_is_looked_at(
     extra = tmp_path / "images/other"
     extra.mkdir()
     time.sleep(0.1)
-    remembered(**options).keep(tmp_path / "reports/images/one", stages=["report"])
+    remembered(**options).keep(tmp_path / "reports/images/one")
     assert remembered(**options).recall() is not None
     (tmp_path / path).write_text("new")
     assert remembered(**options).recall() is None
@@ -141,7 +142,7 @@ def test_other_places_to_import_from_are_seen(remembered, tmp_path: Path, monkey
     assert remembered().recall() is not None
 
 
-@pytest.mark.parametrize("name", ["FP_SET", "LANG", "STEPLADDER_DATA"])
+@pytest.mark.parametrize("name", ["FP_SET", "LANG", "STEPLADDER_DATA", "CUDA_VISIBLE_DEVICES"])
 def test_another_value_of_a_variable_is_seen(remembered, monkeypatch, name: str) -> None:
     monkeypatch.setenv(name, "2")
     assert remembered().recall() is None
@@ -161,7 +162,7 @@ def test_each_folder_it_is_run_in_has_its_memory(remembered, tmp_path: Path, mon
 def test_what_nobody_can_tell_at_a_glance_is_not_kept(remembered, tmp_path: Path) -> None:
     memory = remembered(epochs=1)
     memory.seen = None
-    memory.keep(tmp_path / "reports/images/one", stages=[])
+    memory.keep(tmp_path / "reports/images/one")
     assert remembered(epochs=1).recall() is None
 
 
@@ -170,7 +171,7 @@ def test_a_file_read_by_a_module_and_just_changed_is_not_trusted(
 ) -> None:
     (tmp_path / "config.json").write_text("[]")
     memory = remembered()
-    memory.keep(tmp_path / "reports/images/one", stages=[])
+    memory.keep(tmp_path / "reports/images/one")
     assert remembered().recall() is None
 
 
@@ -179,7 +180,7 @@ def test_what_is_recalled_can_be_kept_again(remembered, tmp_path: Path) -> None:
     memory = remembered()
     memory.recall()
     (tmp_path / "reports/images/one/report.html").write_text("more content")
-    memory.keep(tmp_path / "reports/images/one", stages=["report"])
+    memory.keep(tmp_path / "reports/images/one")
     assert remembered().recall() is not None
 
 
@@ -209,14 +210,14 @@ def test_what_changed_just_before_a_run_is_not_trusted(remembered, tmp_path: Pat
     """An image may change again within the same tick of the clock: no memory is left."""
     (tmp_path / "images/training/7/1.png").write_text("other")
     memory = remembered()
-    memory.keep(tmp_path / "reports/images/one", stages=["mean[7]", "report"])
+    memory.keep(tmp_path / "reports/images/one")
     assert remembered().recall() is None
 
 
 def test_what_changed_during_a_run_is_seen_by_the_next(remembered, tmp_path: Path) -> None:
     memory = remembered()
     (tmp_path / "images/training/7/1.png").write_text("other")
-    memory.keep(tmp_path / "reports/images/one", stages=["mean[7]", "report"])
+    memory.keep(tmp_path / "reports/images/one")
     assert remembered().recall() is None
 
 
@@ -252,8 +253,8 @@ def test_what_the_bodies_asked_for_is_looked_at(
     names = [f"{tmp_path}/asked/limits.json", f"{tmp_path}/asked/none", f"{tmp_path}/asked/",
              "$FP_ASKED"]  # fmt: skip
     memory = remembered(epochs=7)
-    memory.hold({name: traces.now(name) for name in names})
-    memory.keep(tmp_path / "reports/images/one", stages=["report"])
+    memory.hold({}, {name: traces.now(name) for name in names})
+    memory.keep(tmp_path / "reports/images/one")
     assert remembered(epochs=7).recall() is not None
     if change == "variable":
         monkeypatch.setenv("FP_ASKED", "2")
@@ -267,6 +268,6 @@ def test_what_has_changed_since_a_body_asked_for_it_bars_the_short_cut(
     remembered, tmp_path: Path
 ) -> None:
     memory = remembered(epochs=8)
-    memory.hold({"$FP_SET": "=0"})
-    memory.keep(tmp_path / "reports/images/one", stages=["report"])
+    memory.hold({}, {"$FP_SET": "=0"})
+    memory.keep(tmp_path / "reports/images/one")
     assert remembered(epochs=8).recall() is None
