@@ -121,9 +121,9 @@ def run(
         paths = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
         counts = {"ran": len(ran), "cached": len(states) - len(ran)}
         facts = {**paths, "stages": counts, "ran": ran, "audited": display.audited}
-        print(jsonlib.dumps(facts | figures(folder)))
+        print(jsonlib.dumps(facts | figures(folder, reused=not ran)))
     else:
-        print_ladder(folder)
+        print_ladder(folder, reused=not ran)
         print(f"stages: {len(ran)} ran, {len(states) - len(ran)} cached")
         if audit:
             print(f"audit: {len(display.audited)} computed again, all came out the same")

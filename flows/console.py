@@ -360,8 +360,11 @@ def print_store(records: list[Held], users: dict[str, list[str]]) -> None:
     console.print(f"{len(records)} results, {total:.1f} MB")
 
 
-def print_ladder(folder: Path) -> None:
-    """The ladder of a finished run as a small table, its verdict, and where its report is."""
+def print_ladder(folder: Path, *, reused: bool) -> None:
+    """The ladder of a finished run as a small table, its verdict, and where its report is.
+
+    reused: no stage ran, which a report that cannot be written may not say.
+    """
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     unequal = results["health"]["unequal"]
     head = ["rung", "accuracy", "95 % interval", *(["balanced"] if unequal else []), "seconds", ""]
@@ -379,7 +382,10 @@ def print_ladder(folder: Path) -> None:
         Terminal(soft_wrap=True).print(plain(f"split: {split}"))
     guessing = ["guessing", f"{results['random_baseline']:.2%}", *[""] * (len(head) - 2)]
     baselines = [row(each["label"], each, each["accuracy"]) for each in results["baselines"]]
-    rungs = [row(each["label"], each, each["testing_accuracy"]) for each in results["rungs"]]
+    rungs = [
+        row(each["label"], each | {"cached": reused or each["cached"]}, each["testing_accuracy"])
+        for each in results["rungs"]
+    ]
     fallen = [
         [each["label"], *[""] * (len(head) - 2), "failed"] for each in without_a_seed(results)
     ]

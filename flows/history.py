@@ -9,9 +9,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flows.console import print_table
+from flows.endings import say
 from flows.options import Given, offers
 from flows.reports import find_report
-from tasks.report.history import Kept, place_history
+from tasks.caching.basics import LadderError
+from tasks.report.history import Kept, kept_runs, place_history
 from tasks.report.words import duration, percent, span
 
 SHOWN = 30  # runs that the terminal shows
@@ -31,7 +33,11 @@ def history(
 ) -> None:
     """Show every kept run of a dataset: accuracy, images, seconds, what changed; as a page too."""
     reports = find_report(str(dataset)).parent
-    runs = place_history(reports)
+    try:
+        runs = place_history(reports)
+    except LadderError as error:  # where nothing can be written, it is told all the same
+        say(str(error))
+        runs = kept_runs(reports)
     page = reports / "history.html"
     if json:
         told = [{k: v for k, v in asdict(run).items() if k not in ("mean", "sketch")}

@@ -122,14 +122,20 @@ def _results_or_nothing(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def figures(folder: Path) -> dict[str, Any]:
-    """What `run --json` tells of a report: the verdict, each rung's figures, what was promoted."""
+def figures(folder: Path, *, reused: bool) -> dict[str, Any]:
+    """What `run --json` tells of a report: the verdict, each rung's figures, what was promoted.
+
+    reused: no stage ran, which a report that cannot be written may not say.
+    """
     results = results_of(folder)
-    names = ("label", "testing_accuracy", "interval", "validation_accuracy", "seconds", "cached")
+    names = ("label", "testing_accuracy", "interval", "validation_accuracy", "seconds")
     return {
         "headline": results["headline"],
         "best": (results["answer"] or {}).get("best"),
-        "rungs": [{name: rung[name] for name in names} for rung in results["rungs"]],
+        "rungs": [
+            {name: rung[name] for name in names} | {"cached": reused or rung["cached"]}
+            for rung in results["rungs"]
+        ],
         "baselines": [
             {name: each[name] for name in ("label", "accuracy", "interval")}
             for each in results["baselines"]

@@ -32,6 +32,11 @@ import torch
 from climbing import FIGURES, climb, write_tiny
 from prefect_server import errors_of
 
+from flows.climb import _run as act_on
+from flows.climb import planned_by
+from flows.console import Display
+from flows.options import Options
+from flows.reports import figures
 from tasks.caching.basics import DamagedError, LadderError, StageError
 from tasks.caching.bodies import Here
 from tasks.caching.call import Call, Settings
@@ -40,6 +45,7 @@ from tasks.caching.records import checked, digest_of
 from tasks.caching.stage import stage
 from tasks.caching.store import Store
 from tasks.caching.values import Stack, Weights
+from tasks.report.publish import place
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"
@@ -502,6 +508,36 @@ def test_a_read_only_cache_serves_and_names_the_path_when_it_cannot(shared: Path
     assert "cannot write" in str(error)
     assert str(cache) in str(error)
     assert snapshot(cache) == before
+
+
+def serve(data: Path) -> dict[str, Any]:
+    """What `run --json` tells of a run that has nothing to do, as nobody in particular."""
+    options = Options(only="linear, cross*", epochs=2, ladder="post")
+    with mock.patch.dict(os.environ, STEPLADDER_DATA=str(data)):
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        parameters = options.parameters("tiny")
+        display = Display(quiet=True)
+        folder = act_on(planned_by(parameters), parameters, display, 0, None)
+        return {**display.states, **figures(folder, reused="ran" not in display.states.values())}
+
+
+def test_a_read_only_data_root_serves_a_second_user(shared: Path) -> None:
+    """After a file was touched and after all of it was moved, though nothing can be noted."""
+    data = shared / "data"
+    write_tiny(data)
+    done = climb(data, epochs=2, only="linear, cross*")
+    place(done["report"], done, data / "cache")
+    (data / "tiny/training/cat/3.png").touch()
+    for each in [data, *data.rglob("*")]:
+        each.chmod(0o555 if each.is_dir() else 0o444)
+    before = snapshot(data)
+    told = apart(serve, data)
+    assert {told.pop(name) for name in done} == {"cached"}
+    assert [rung["cached"] for rung in told["rungs"]] == [True]
+    assert snapshot(data) == before
+    data.rename(shared / "moved")
+    assert apart(serve, shared / "moved")["rungs"] == told["rungs"]
 
 
 def test_a_full_disk_names_the_path_and_leaves_no_partial_file(shared: Path) -> None:

@@ -135,3 +135,15 @@ def test_the_command_shows_runs_and_where_the_page_is(
     history(json=True)
     told = json.loads(capsys.readouterr().out)
     assert [run["accuracy"] for run in told["runs"]] == [0.8, 0.9]
+
+
+def test_a_history_is_told_where_its_page_cannot_be_written(
+    reports: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As to a second user, whom the folder does not belong to."""
+    (reports / "history.html").unlink()
+    (reports / "history.html").mkdir()
+    history("shelf")
+    printed = capsys.readouterr()
+    assert all(share in printed.out for share in ("80.00 %", "90.00 %"))
+    assert "cannot write" in printed.err
