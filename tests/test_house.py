@@ -45,6 +45,7 @@ CHAPTERS = {  # the wings and their chapters, in reading order
     "rungs": [
         "baseline",
         "convolution",
+        "by_hand",
         "models",
         "rows",
         "building",

@@ -16,12 +16,12 @@ LABELS = torch.tensor([1, 0])
 
 def test_one_hot_has_a_one_at_the_label() -> None:
     """Each row is the indicator of its label."""
-    assert one_hot(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert one_hot(torch.tensor([2, 0]), 3).T.tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
 def test_smoothing_spreads_mass_and_loses_none() -> None:
-    """A smoothed row gives every class its share and still sums to 1."""
-    rows = one_hot(torch.tensor([2]), 4, 0.2)
+    """A smoothed column gives every class its share and still sums to 1."""
+    rows = one_hot(torch.tensor([2]), 4, 0.2).T
     torch.testing.assert_close(rows, torch.tensor([[0.05, 0.05, 0.85, 0.05]]))
 
 
@@ -45,7 +45,7 @@ def test_cross_entropy_is_the_mean_surprise_in_nats() -> None:
 
 def test_cross_entropy_smooths_as_one_hot_does() -> None:
     """Label smoothing means the same target in every loss."""
-    targets = one_hot(LABELS, 2, 0.1)
+    targets = one_hot(LABELS, 2, 0.1).T
     expected = -(targets * LOGITS.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(cross_entropy(LOGITS, LABELS, 0.1), expected)
 

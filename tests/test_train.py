@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
 
 from tasks.caching.basics import LadderError
 from tasks.caching.fingerprint import fingerprint
@@ -36,6 +35,7 @@ from tasks.rungs.recipes import Recipe
 from tasks.rungs.recording import repeated
 from tasks.rungs.split import split
 from tasks.rungs.train import best_epoch, train
+from tests.benchmarks.naive import PLAIN
 from tests.climbing import climbed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -200,31 +200,44 @@ def test_what_cannot_be_trained_on_is_named(arguments, message) -> None:
 # --- the loop
 
 
-@pytest.mark.parametrize("model", ["linear", "mlp"])
-@pytest.mark.parametrize("loss", LOSSES)
-def test_the_loop_is_bit_identical_to_the_posts(model, loss) -> None:
-    """Same bits as a DataLoader over list(zip(x, y)) and parameters updated by hand."""
-    training = pictures(n=50)
-    recipe = Recipe(model=model, loss=loss, epochs=3, batch_size=64, lr=0.7)
-    result = fitted(recipe, training=training, validation="testing")
-
-    x = torch.cat([s.images for s in training]).float() / 255
-    y = torch.arange(3).repeat_interleave(50)
-    data = list(zip(x, y, strict=True))
+def posts_loop(recipe: Recipe, training: list[Stack], dtype: torch.dtype) -> torch.nn.Module:
+    """The post's: pixels of 0 to 1, autograd, parameters updated by hand."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    naive = new_model(MODELS[model], (8, 8), 3, generator)
-    initialize(naive, recipe.init, generator)
+    model = new_model(MODELS[recipe.model], (8, 8), 3, generator)
+    initialize(model, recipe.init, generator)
+    model.to(dtype)
+    x = torch.cat([s.images for s in training]).to(dtype) / 255
+    y = torch.arange(3).repeat_interleave(len(x) // 3)
     for _ in range(recipe.epochs):
-        order = torch.randperm(len(data), generator=generator).tolist()
-        for xb, yb in DataLoader(data, batch_size=64, sampler=order):
-            LOSSES[loss](naive(xb), yb).backward()
-            for p in naive.parameters():
+        for part in torch.randperm(len(x), generator=generator).split(recipe.batch_size):
+            PLAIN[recipe.loss](model(x[part]), y[part]).backward()
+            for p in model.parameters():
                 assert p.grad is not None
                 p.data -= p.grad * recipe.lr
                 p.grad.zero_()
+    return model
 
-    for name, tensor in naive.state_dict().items():
-        assert torch.equal(tensor, result["weights"].tensors[name]), name
+
+@pytest.mark.parametrize("epochs", [1, 41])
+@pytest.mark.parametrize("model", ["linear", "mlp"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loop_is_as_exact_as_the_posts(model, loss, epochs) -> None:
+    """Its weights are no further from a loop in float64 than those of the plain one in float32.
+
+    The largest error of each of three seeds, in the middle: that of one is a matter of luck.
+    """
+    training, errors = pictures(n=50), []
+    for seed in range(3):
+        recipe = Recipe(model=model, loss=loss, epochs=epochs, batch_size=64, lr=0.7, seed=seed)
+        exact = posts_loop(recipe, training, torch.float64).state_dict()
+        plain = posts_loop(recipe, training, torch.float32).state_dict()
+        ours = fitted(recipe, training=training, validation="testing")["weights"].tensors
+        errors.append([
+            max((weights[name].double() - exact[name]).abs().max().item() for name in exact)
+            for weights in (ours, plain)
+        ])  # fmt: skip
+    ours, plain = torch.tensor(errors).median(0).values.tolist()
+    assert 0 < ours <= 1.25 * plain < 1e-3
 
 
 @pytest.mark.parametrize("model", MODELS)

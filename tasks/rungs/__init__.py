@@ -4,7 +4,8 @@ In come a stack per class, for training and for testing, and recipes; out come, 
 weights, a history and what the model said of each testing image.
 
 Read in this order: `baseline`, the average images, which learning must beat.  What is trained:
-`convolution`, how maps are multiplied, which can wait;  `models`, the rungs;  `rows`, more images
+`convolution`, how maps are multiplied, and `by_hand`, gradients written out, which can wait;
+`models`, the rungs;  `rows`, more images
 than memory holds;  `building`, how a model is made;  `start`, weights of another training;
 `losses`, what training minimises;  `optimizers`, the step and its length;  `augmentations`, what is
 done to images.  What is asked for: `limits`, how bounds are said;  `fields`, what each field says;

@@ -17,6 +17,7 @@ from tasks.caching.bodies import CORES
 from tasks.caching.stage import Run, stage
 from tasks.caching.values import Stack
 from tasks.rungs.building import fill, new_model, seeded
+from tasks.rungs.by_hand import Writable, WrittenOut
 from tasks.rungs.calibrate import calibrated, calibration_error
 from tasks.rungs.models import MODELS
 from tasks.rungs.recipes import Recipe
@@ -86,12 +87,25 @@ def measure(
 
 def forward(model: nn.Module, images: Tensor, precision: str) -> Tensor:
     """images[B, H, W(, 3)] uint8 -> logits[B, C] float32."""
-    pixels = images.float().div_(255)
-    # On a CPU float32 is faster: few have bfloat16 in hardware, and none in `convolution.Conv`.
-    if precision == "float32" or (precision == "auto" and not images.is_cuda):
-        return cast(Tensor, model(pixels))
+    if in_float32(precision, images.device.type):
+        return cast(Tensor, model(images.float().div_(255)))
     with torch.autocast(images.device.type, torch.bfloat16):
-        return cast(Tensor, model(pixels).float())
+        return cast(Tensor, model(images.float().div_(255)).float())
+
+
+def in_float32(precision: str, device: str) -> bool:
+    """Whether a model computes in float32 there: on a CPU that is faster than bfloat16.
+
+    Few have it in hardware, and none in `convolution.Conv`.
+    """
+    return precision == "float32" or (precision == "auto" and device != "cuda")
+
+
+def by_hand(model: nn.Module, precision: str, device: str) -> WrittenOut | None:
+    """The model written out, where it can be."""
+    if device != "cpu" or not in_float32(precision, device) or not isinstance(model, Writable):
+        return None
+    return model.written_out()
 
 
 def answers(model: nn.Module, images: Images, precision: str, *, mirrored: bool = False) -> Tensor:
@@ -102,12 +116,13 @@ def answers(model: nn.Module, images: Images, precision: str, *, mirrored: bool 
     """
     model.eval()
     device = next(model.parameters()).device
+    written = by_hand(model, precision, device.type)
     count = min(1000, max(1, TOGETHER // max(1, images.shape[1:3].numel())))
     logits, done = torch.empty(0), 0
     with torch.no_grad():
         for part in images.split(count):
             seen = part.flip(2) if mirrored else part
-            said = forward(model, seen.to(device), precision)
+            said = written.answers(seen) if written else forward(model, seen.to(device), precision)
             if not done:  # all of it at once: small pieces among large ones take up the memory
                 logits = said.new_empty(len(images), *said.shape[1:])
             logits[done : done + len(part)] = said

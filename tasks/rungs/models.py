@@ -13,19 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.caching.own import Registry
+from tasks.rungs.by_hand import Dense
 from tasks.rungs.convolution import Conv, First, Maps, Norm, Turn, channels
 
 
 def linear(shape: Sequence[int], classes: int) -> nn.Module:
     """One weight per pixel and class, and one bias per class."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+    return Dense(math.prod(shape), classes)
 
 
 def mlp(shape: Sequence[int], classes: int) -> nn.Module:
     """The post's network: all pixels -> 64 sigmoid units -> classes."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(math.prod(shape), 64), nn.Sigmoid(), nn.Linear(64, classes)
-    )
+    return Dense(math.prod(shape), 64, classes)
 
 
 def convnet(shape: Sequence[int], classes: int) -> nn.Module:

@@ -34,7 +34,7 @@ from tasks.rungs.building import (
 from tasks.rungs.checkpoint import State, go_on, identity, moving, restore, save
 from tasks.rungs.course import course, flipped, shifted
 from tasks.rungs.losses import LOSSES, check_loss
-from tasks.rungs.measure import accuracy, answers, describe, forward, rebuilt, threads
+from tasks.rungs.measure import accuracy, answers, by_hand, describe, forward, rebuilt, threads
 from tasks.rungs.mirror import settled
 from tasks.rungs.models import MODELS
 from tasks.rungs.optimizers import OPTIMIZERS, SCHEDULES, check_optimizer, check_schedule
@@ -212,6 +212,7 @@ class Descent:
     ) -> None:
         self.model, self.optimizer, self.criterion = state.model, state.optimizer, criterion
         self.augment, self.recipe = augment, recipe
+        self.written = by_hand(state.model, recipe.precision, device)
         # A GPU keeps all pixels as bytes: they cross to it once, not every epoch.
         self.images, self.labels = seen.images.to(device), seen.labels.to(device)
         if recipe.class_weights == "balanced":
@@ -227,12 +228,18 @@ class Descent:
         if self.recipe.flip:
             x = flipped(x, flips)
         x = self.augment(x)
-        logits = forward(self.model, x, self.recipe.precision)
         labels = self.labels.index_select(0, batch)
-        loss = self.criterion(logits, labels, self.recipe.label_smoothing)
-        loss.backward()
+
+        def loss(logits: Tensor) -> Tensor:
+            return self.criterion(logits, labels, self.recipe.label_smoothing)
+
+        if self.written:
+            value = self.written.descend(x, loss)
+        else:
+            value = loss(forward(self.model, x, self.recipe.precision))
+            value.backward()
         self.optimizer.step(rate)
-        self.loss_sum += loss.detach() * len(batch)
+        self.loss_sum += value.detach() * len(batch)
 
     def loss(self) -> float:
         """The mean over the images of an epoch, when its last step is taken."""
@@ -247,9 +254,13 @@ def weighed(
     """Any loss that is a mean over images, in whose gradient each counts by weights[C]."""
 
     def loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-        factor = weights.index_select(0, labels)[:, None]
-        logits.register_hook(lambda gradient: gradient * factor)
-        return criterion(logits, labels, smoothing)
+        factor = weights.index_select(0, labels)
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * factor[:, None])
+        value = criterion(logits, labels, smoothing)
+        if (slope := getattr(value, "slope", None)) is not None:
+            value.slope = slope * factor  # type: ignore[attr-defined] # see `losses.sloped`
+        return value
 
     return loss
 

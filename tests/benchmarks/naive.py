@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tasks.rungs.building import initialize
-from tasks.rungs.losses import LOSSES
 from tasks.rungs.models import MODELS
 
 RUNGS = [
@@ -24,6 +23,12 @@ RUNGS = [
     ("linear", "cross_entropy"),
     ("mlp", "cross_entropy"),
 ]
+# As the post writes them, for autograd.
+PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sigmoid_mse": lambda z, y: F.mse_loss(z.sigmoid(), F.one_hot(y, z.shape[1]).to(z.dtype)),
+    "softmax_mse": lambda z, y: F.mse_loss(z.softmax(1), F.one_hot(y, z.shape[1]).to(z.dtype)),
+    "cross_entropy": F.cross_entropy,
+}
 
 
 def stacks(folder: Path) -> list[Tensor]:
@@ -121,7 +126,25 @@ def rung(
     generator = torch.Generator().manual_seed(0)
     model = MODELS[name](data[0][0].shape, 10)
     initialize(model, "randn", generator)
-    train(model, LOSSES[loss], data, valid, epochs=epochs, generator=generator)
+    train(model, PLAIN[loss], data, valid, epochs=epochs, generator=generator)
+    return model
+
+
+def exactly(name: str, loss: str, training: list[Tensor], epochs: int) -> nn.Module:
+    """The same in float64, from the same weights in the same order."""
+    generator = torch.Generator().manual_seed(0)
+    model = MODELS[name](training[0].shape[1:], 10)
+    initialize(model, "randn", generator)
+    model.double()
+    images = torch.cat(training)
+    y = torch.cat([torch.full((len(each),), label) for label, each in enumerate(training)])
+    for _ in range(epochs):
+        for part in torch.randperm(len(y), generator=generator).split(256):
+            PLAIN[loss](model(images[part].double() / 255), y[part]).backward()
+            for p in model.parameters():
+                assert p.grad is not None
+                p.data -= p.grad
+                p.grad.zero_()
     return model
 
 
@@ -176,7 +199,7 @@ def script(folder: Path, epochs: int, convnet_epochs: int) -> None:
         rung(name, loss, data, valid, epochs)
     generator = torch.Generator().manual_seed(0)
     train(
-        convnet(), LOSSES["cross_entropy"], data, valid,
+        convnet(), F.cross_entropy, data, valid,
         epochs=convnet_epochs, lr=0.1, batch_size=64, generator=generator,
     )  # fmt: skip
 
