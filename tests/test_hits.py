@@ -77,8 +77,9 @@ def test_what_changes_the_last_bits_is_in_the_key_and_told(
         assert all_why() == [(), (), ("threads 2 -> 1",)]
     with monkeypatch.context() as patch:
         usual = machine.arithmetic()
-        patch.setattr(stages, "arithmetic", lambda: "AuthenticAMD avx2 (torch: AVX2)")
-        other = (f"processor {usual} -> AuthenticAMD avx2 (torch: AVX2)",)
+        forced = f"AuthenticAMD avx2 ATEN_CPU_CAPABILITY={'x' * 60} (torch: AVX2)"
+        patch.setattr(stages, "arithmetic", lambda: forced)
+        other = (f"processor {usual} -> {forced}",)
         assert all_why() == [(), other, other]
     assert all_why() == [(), (), ()]
 

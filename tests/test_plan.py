@@ -61,6 +61,10 @@ class Settings(BaseModel):
     names: Any = ()
 
 
+class Other(Settings):
+    """Another type with the same fields."""
+
+
 def reasons(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Why a stage with these arguments runs again, the code being the same."""
 
@@ -103,6 +107,19 @@ LONG = "x" * 200
         ("", "x", ["value '' -> x"]),
         (0.1, "testing", ["value 0.1 -> testing"]),
         ([28, 28], [32, 32], ["value [28, 28] -> [32, 32]"]),
+        ((28, 28), (32, 32), ["value (28, 28) -> (32, 32)"]),
+        (None, (32, 32), ["value none -> (32, 32)"]),
+        ([28, 28], (28, 28), ["value [28, 28] -> (28, 28)"]),
+        (("a",), ("a", "b"), ["value: b added"]),
+        (("a",), ["a"], ["value ('a',) -> ['a']"]),
+        (Path("a"), Path("b"), ["value PosixPath('a') -> PosixPath('b')"]),
+        (0.1, float("nan"), ["value 0.1 -> nan"]),
+        ({}, {"a": 1}, ["value: a added"]),
+        ([[1, 2]], [[1, 2], [3, 4]], ["value [[1, 2]] -> [[1, 2], [3, 4]]"]),
+        (None, Settings(), ["value none -> Settings(lr=1.0, names=())"]),
+        (Settings(), Other(), ["type test_plan.Settings -> test_plan.Other"]),
+        ({"one": Settings()}, {"one": Other()},
+         ["value: one: type test_plan.Settings -> test_plan.Other"]),
         (["cat", "dog"], ["cat", "dog", "fox"], ["value: fox added"]),
         (["cat", "dog"], ["cat"], ["value: dog removed"]),
         (["cat", "dog"], ["cat", "fox"], ["value: fox added, dog removed"]),

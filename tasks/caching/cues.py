@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from tasks.caching.basics import DamagedError
 from tasks.caching.differences import (
     FIRST,
+    bare,
     changed_fields,
     changed_value,
     differ,
@@ -89,8 +90,11 @@ class Machine:
     name = "machine"
 
     def said(self, before: Before) -> Iterable[str]:
-        """What is another: processor, threads, device."""
-        return changed_fields(before.ingredients.get(self.name, {}), self.now)
+        """What is another, in full however long: processor, threads, device."""
+        was = before.ingredients.get(self.name, {})
+        changed = [name for name in self.now if differ(name, was, self.now)]
+        told = [f"{name} {was[name]} -> {self.now[name]}" for name in changed]
+        return [*told, *new_and_gone(was, self.now)]
 
 
 class Parameters:
@@ -109,7 +113,7 @@ class Parameters:
             old, new, item = was[name], self.now[name], self._arguments[name]
             if [each.label for each in inputs_of(item)] != before.names.get(name, []):
                 continue  # which inputs are new and which are gone is said of themselves
-            if isinstance(old, dict) and isinstance(new, dict):
+            if isinstance(bare(old), dict) and isinstance(bare(new), dict):
                 yield from changed_fields(old, new)
                 if hasattr(item, "remark"):  # a parameter that knows what its change means
                     yield from item.remark(old)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 FIRST = "has not run before"
+_WRITTEN = ("pathlib", "decimal", "datetime", "uuid", "bytes", "float")  # of these, a text is kept
 
 
 def some(names: list[str]) -> str:
@@ -40,23 +41,38 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[s
     """In words, how the fields of plain data differ."""
     for name in new:
         if differ(name, old, new):
-            yield from changed_value(name, old[name], new[name])
+            yield from changed_value(name.removeprefix("$"), old[name], new[name])
     yield from new_and_gone(old, new)
 
 
 def changed_value(name: str, old: Any, new: Any) -> Iterator[str]:
     """In words, how plain data differs that does."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        yield from (f"{name}: {words}" for words in changed_fields(old, new))
-    elif _are_texts(old) and _are_texts(new):
-        yield f"{name}: {_moved(old, new)}"
-    elif _are_pairs(old) and _are_pairs(new):
-        yield f"{name}: {some([*_changed_pairs(dict(old), dict(new))])}"
+    was, now = bare(old), bare(new)
+    if isinstance(was, dict) and isinstance(now, dict):
+        yield from (f"{name}: {words}" for words in changed_fields(was, now))
+    elif type(was) is type(now) and _are_texts(was) and _are_texts(now):
+        yield f"{name}: {_moved(was, now)}"
+    elif _are_pairs(was) and _are_pairs(now):
+        yield f"{name}: {some([*_changed_pairs(dict(was), dict(now))])}"
     else:
-        written = [(_shown(old), _shown(new)), (repr(old), repr(new))]
+        written = [(_shown(was), _shown(now)), (repr(was), repr(now)), (repr(old), repr(new))]
         before, after = next((pair for pair in written if pair[0] != pair[1]), written[0])
         text = f"{name} {before} -> {after}"
         yield text if len(text) <= 100 else f"{name} changed"
+
+
+def bare(item: Any) -> Any:
+    """Plain data as people write it; a model's stays an object, its type among the fields."""
+    match item:
+        case {"$type": "tuple", "items": list(items)}:
+            return tuple(map(bare, items))
+        case {"$type": "list" | "dict", "items": list(items)}:
+            return [*map(bare, items)]
+        case {"$type": str(kind), "value": str(value)} if kind.partition(".")[0] in _WRITTEN:
+            return value
+        case list():
+            return [*map(bare, item)]
+    return item
 
 
 def _changed_pairs(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
@@ -67,7 +83,7 @@ def _changed_pairs(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
             yield from changed_value(_quoted(key), old[key], value)
 
 
-def _moved(old: list[str], new: list[str]) -> str:
+def _moved(old: Sequence[str], new: Sequence[str]) -> str:
     """In words, how a list of texts differs from another."""
     added, removed = (
         [_quoted(text) for text in (Counter(one) - Counter(other)).elements()]
@@ -78,7 +94,7 @@ def _moved(old: list[str], new: list[str]) -> str:
 
 
 def _are_texts(item: Any) -> bool:
-    return isinstance(item, list) and all(isinstance(each, str) for each in item)
+    return isinstance(item, list | tuple) and all(isinstance(each, str) for each in item)
 
 
 def _are_pairs(item: Any) -> bool:
@@ -89,6 +105,9 @@ def _are_pairs(item: Any) -> bool:
 
 def _shown(item: Any) -> str:
     """A value in words."""
+    if isinstance(item, dict):
+        fields = [f"{name}={_shown(bare(each))}" for name, each in item.items() if name[:1] != "$"]
+        return f"{str(item.get('$type', '')).rpartition('.')[2]}({', '.join(fields)})"
     text = "none" if item is None else str(item)
     return text if text.strip() else repr(text)
 
