@@ -437,6 +437,31 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     forget()
 
 
+APART = """
+from fpp.a import low, other
+from tasks.caching.stage import stage
+def told(x): return low(x) + other(x)
+@stage(apart=lambda: (told, low))
+def go(x): return told(x)
+@stage(apart=lambda: (told,))
+def beside(x): return told(x) + low(x)
+"""
+
+
+def test_what_a_stage_says_cannot_change_its_result_is_no_part_of_its_key(package) -> None:
+    """Neither is what that alone reaches; for any other stage it all counts."""
+
+    def keys(old: str = "", new: str = "") -> list[str]:
+        package(APART, old, new)
+        module = sys.modules["fpstage"]
+        return [each.look({"x": 1}).key for each in (module.go, module.beside)]
+
+    go, beside = keys()
+    assert keys("return x - 1", "return x - 2") == [go, beside]
+    assert keys("return x + 1", "return x + 2")[0] == go
+    assert keys("return x + 1", "return x + 2")[1] != beside
+
+
 @pytest.mark.parametrize("kind", ODD)
 def test_a_helper_is_reached_through(package, kind: str) -> None:
     """Whatever way its name took, an edit of `low` changes the key, and one beside it does not."""

@@ -24,6 +24,7 @@ from tasks.caching.values import Stack
 from tasks.images.drawing import draw, held_out_of
 from tasks.report.findings import together
 from tasks.rungs import recording
+from tasks.rungs import train as training
 from tasks.rungs.building import initialize, new_model
 from tasks.rungs.calibrate import calibrated
 from tasks.rungs.course import batches, course, shifted
@@ -540,6 +541,19 @@ def test_progress_grows_to_the_end() -> None:
     assert len(told) >= 3
     assert [t[0] for t in told] == sorted(t[0] for t in told)
     assert note.startswith("epoch 3 of 3: loss ")
+
+
+def test_what_stands_apart_from_a_training_changes_no_bit(monkeypatch, tmp_path: Path) -> None:
+    """Its key leaves out the code that shows how far it is, keeps checkpoints and takes cores."""
+    assert {*train._apart()} == {training.seldom, training.save, threads}
+    usual = fitted(quick("mlp"), run=Run(scratch=tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "seldom", lambda _progress: lambda *_told: None)
+        patch.setattr(training, "save", lambda *_state: None)
+        assert same_bits(fitted(quick("mlp"), run=Run(scratch=tmp_path / "other")), usual)
+    arguments = {"recipe": quick("convnet"), "training": [], "watched": [], "mirrored": None}
+    keys = [train.look({**arguments}, "cpu", cores) for cores in (1, 2)]
+    assert [each.ingredients["machine"]["threads"] for each in keys] == [1, 2]
 
 
 # --- checkpoints

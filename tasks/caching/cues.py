@@ -25,6 +25,7 @@ from tasks.caching.differences import (
     told,
 )
 from tasks.caching.fingerprint import fingerprint
+from tasks.caching.reach import Unit
 from tasks.caching.records import Record, digest_of
 from tasks.caching.refs import inputs_of, plain
 from tasks.caching.store import FORMAT, Store
@@ -196,13 +197,14 @@ def look(
     fn: Callable[..., Any],
     arguments: Mapping[str, Any],
     machine: dict[str, Any] | None = None,
+    apart: frozenset[Unit] = frozenset(),
 ) -> Look:
     """Look at all that the result of a stage's function with these arguments depends on.
 
-    machine: what of it changes the last bits.
+    machine: what of it changes the last bits.  apart: code that cannot change the result.
     Raises LadderError for code that cannot be followed.
     """
-    code, versions = fingerprint(fn, arguments)
+    code, versions = fingerprint(fn, arguments, apart)
     inputs = Inputs(arguments)
     cues: list[Cue] = [
         Only("stage", name, "it was another stage"),

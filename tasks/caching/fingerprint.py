@@ -35,9 +35,12 @@ class Fingerprint(NamedTuple):
     versions: dict[str, str]
 
 
-def fingerprint(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Fingerprint:
+def fingerprint(
+    fn: Callable[..., Any], arguments: Mapping[str, Any], apart: frozenset[Unit] = frozenset()
+) -> Fingerprint:
     """Follow a stage's function as called with these arguments (by parameter name).
 
+    apart: what is not followed, for it cannot change the result.
     Raises LadderError for code that cannot be followed or changed since it was imported.
     """
     start = Unit(fn.__module__, fn.__qualname__)
@@ -48,7 +51,7 @@ def fingerprint(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Fingerp
     with _TURN:
         while waiting:
             unit = waiting.pop()
-            if unit not in found:
+            if unit not in found and unit not in apart:
                 named = reach(unit, tuple(arguments) if unit == start else ())
                 memory = Memory(unit)
                 found[unit] = named.digest + memory.digest
@@ -61,7 +64,8 @@ def fingerprint(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> Fingerp
                     else:
                         packages.add(target)
             if not waiting:
-                waiting += (each for each in _brought(arguments, words) if each not in found)
+                done = found.keys() | apart
+                waiting += (each for each in _brought(arguments, words) if each not in done)
         return Fingerprint({str(unit): found[unit] for unit in sorted(found)}, versions(packages))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from tasks.caching.bodies import MODULES
 from tasks.caching.cues import Look, look
 from tasks.caching.fingerprint import check
 from tasks.caching.machine import arithmetic
+from tasks.caching.reach import Unit
 from tasks.caching.refs import Outcome
 
 P = ParamSpec("P")
@@ -70,7 +71,12 @@ class Stage(Generic[P, R]):
     """A pure function with a memory.  `.fn` is the bare function."""
 
     def __init__(
-        self, fn: Callable[P, R], cores: Callable[[Mapping[str, Any], str], int], *, exact: bool
+        self,
+        fn: Callable[P, R],
+        cores: Callable[[Mapping[str, Any], str], int],
+        apart: Callable[[], Iterable[Any]],
+        *,
+        exact: bool,
     ) -> None:
         check(fn)
         MODULES[fn.__module__] = None
@@ -78,6 +84,7 @@ class Stage(Generic[P, R]):
         self.fn = fn
         self.name = fn.__name__
         self.cores = cores
+        self._apart = apart
         self._exact = exact
         self.signature = inspect.signature(fn)
 
@@ -117,7 +124,8 @@ class Stage(Generic[P, R]):
             machine = {"processor": arithmetic(), "threads": cores}
         if self.is_heavy:
             machine["device"] = device
-        return look(self.name, self.fn, arguments, machine)
+        apart = frozenset(Unit(each.__module__, each.__qualname__) for each in self._apart())
+        return look(self.name, self.fn, arguments, machine, apart)
 
 
 def _stage_named(module: str, name: str) -> Any:
@@ -132,21 +140,26 @@ def _one_core(_arguments: Mapping[str, Any], _device: str) -> int:
 def stage(fn: Callable[P, R]) -> Stage[P, R]: ...
 @overload
 def stage(
-    *, cores: Callable[[Mapping[str, Any], str], int] = ..., exact: bool = ...
+    *,
+    cores: Callable[[Mapping[str, Any], str], int] = ...,
+    apart: Callable[[], Iterable[Any]] = ...,
+    exact: bool = ...,
 ) -> Callable[[Callable[P, R]], Stage[P, R]]: ...
 def stage(
     fn: Any = None,
     *,
     cores: Callable[[Mapping[str, Any], str], int] = _one_core,
+    apart: Callable[[], Iterable[Any]] = tuple,
     exact: bool = False,
 ) -> Any:
     """Make a function a stage.
 
     `cores` says how many cores its body uses, given a call's arguments and the run's device; one,
-    unless told.  The result of an `exact` one is the same bits on any machine: whole numbers alone,
-    or so few roundings that their order is fixed.
+    unless told.  `apart` gives functions that cannot change a result, such as those that show how
+    far it has come: their code is no part of its key.  The result of an `exact` one is the same
+    bits on any machine: whole numbers alone, or so few roundings that their order is fixed.
     Raises LadderError, with the line, when the function reaches code that cannot be followed.
     """
     if fn is None:
-        return lambda function: Stage(function, cores, exact=exact)
-    return Stage(fn, cores, exact=exact)
+        return lambda function: Stage(function, cores, apart, exact=exact)
+    return Stage(fn, cores, apart, exact=exact)

@@ -25,13 +25,13 @@ from tasks.images.form import AS_THEY_ARE, Form
 from tasks.images.kinds import of_suffix
 from tasks.images.listings import read_listing
 from tasks.images.pillow import MAX_PIXELS
-from tasks.images.scan import Files
+from tasks.images.scan import Files, lost
 
 BLOCK_FILES, BLOCK_BYTES = 8192, 4_000_000  # of files read at a time
 LOOKS = 128  # earlier results to search: looking into more takes longer than decoding anew
 
 
-@stage(exact=True)
+@stage(exact=True, apart=lambda: (lost,))
 def decode(files: Files, form: Form = AS_THEY_ARE, *, run: Run = Run()) -> Stack:
     """The folder's images[N, H, W] or [N, H, W, 3] uint8, with a digest of each image's pixels.
 

@@ -85,7 +85,7 @@ class Folder:
         """The files, from the listing under `root`; LadderError if that is lost or damaged."""
         listing = read_listing(root, self.digest)
         if listing is None:
-            raise LadderError(f"{clean(self.label)}: its listing under {root} is lost; run again")
+            raise lost(self.label, root)
         return Files(Path(self.path), *listing)
 
     def explain(self, before: str, root: Path) -> str:
@@ -177,6 +177,11 @@ def scan(path: Path, root: Path, reading: Reading = AS_IT_IS, run: Run = Run()) 
     )  # fmt: skip
 
 
+def lost(label: str, root: Path) -> LadderError:
+    """The error for a folder whose listing is gone since it was scanned."""
+    return LadderError(f"{clean(label)}: its listing under {root} is lost; run again")
+
+
 def _drawn(
     path: Path, found: Layout, after: dict[str, Seen], reading: Reading, root: Path
 ) -> dict[str, list[Folder]]:
@@ -201,7 +206,7 @@ def _drawn(
     for name, images, held in zip(found.classes, found.sides["all"], out, strict=True):
         whole = read_listing(root, after[f"all/{name}"].listing)
         if whole is None:
-            raise LadderError(f"{clean(name)}: its listing under {root} is lost; run again")
+            raise lost(name, root)
         for side, chosen in (("training", ~held), ("testing", held)):
             rows = np.flatnonzero(chosen)
             part = Listing([whole.names[row] for row in rows], whole.digests[rows])

@@ -27,7 +27,10 @@ from tasks.rungs.split import by_class, common_shape, everything
 TOGETHER = 4_000_000  # places of a map of pixels at a time: a layer of 64 such maps takes 1 GB
 
 
-@stage(cores=lambda given, device: threads(given["recipe"].model, CORES.total, device))
+@stage(
+    cores=lambda given, device: threads(given["recipe"].model, CORES.total, device),
+    apart=lambda: (threads,),  # the key holds how many
+)
 def measure(
     trained: dict[str, Any],
     calibration: dict[str, Any],

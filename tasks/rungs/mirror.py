@@ -26,7 +26,10 @@ CLASS_KEPT = 0.5  # of those of each class: an arrow to the left becomes one to 
 ENOUGH = 10  # right answers, of which a share can be told
 
 
-@stage(cores=lambda given, device: threads(given["recipe"].model, CORES.total, device))
+@stage(
+    cores=lambda given, device: threads(given["recipe"].model, CORES.total, device),
+    apart=lambda: (threads,),  # the key holds how many
+)
 def mirror(
     trained: dict[str, Any],
     training: list[Stack],

@@ -44,7 +44,10 @@ from tasks.rungs.split import Labelled, by_class, common_shape, split
 from tasks.rungs.start import start_from
 
 
-@stage(cores=lambda given, device: threads(given["recipe"].model, CORES.total, device))
+@stage(
+    cores=lambda given, device: threads(given["recipe"].model, CORES.total, device),
+    apart=lambda: (threads, seldom, save),  # how many cores, who looks on, what a kill may cost
+)
 def train(
     training: list[Stack],
     watched: list[Stack],
