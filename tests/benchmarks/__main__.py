@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -35,7 +36,7 @@ from flows.predict import found, load_model
 from tasks.caching.bodies import CORES
 from tasks.images.decode import decode
 from tasks.images.fetch import fetch
-from tasks.images.scan import Dataset, scan
+from tasks.images.scan import Dataset, Folder, scan
 from tasks.rungs.ladders import post_ladder
 from tasks.rungs.recipes import DEFAULTS, Recipe
 from tasks.rungs.train import threads
@@ -171,6 +172,35 @@ def bench_decode(place: Place) -> Iterator[Row]:
         "CPU {:.2g} s and {:.2g} s".format(*map(statistics.median, cpu))
     )
     yield compared("decode / Image.open + torch.stack", ">= 8x", mine, other, note)
+    if place.options.peers:
+        yield from other_decoders(place, folders, expected)
+
+
+def other_decoders(
+    place: Place, folders: list[Folder], stacks: list[torch.Tensor]
+) -> Iterator[Row]:
+    """The same against the quickest decoders there are, in two processes, too."""
+    digests = [hashlib.sha256(stack.numpy()).hexdigest() for stack in stacks]
+    pixels = hashlib.sha256("".join(digests).encode()).hexdigest()
+    packages = {"opencv": "opencv-python-headless", "kornia_rs": "kornia_rs"}
+    python = install(place, "numpy", *packages.values()) / "python"
+    with ours.processes(2, 1) as pool:
+        for name, package in packages.items():
+            script = (str(python), str(HERE / "with_decoders.py"), str(place.mnist), name)
+            rounds = [
+                (
+                    seconds(lambda: ours.decode_all(pool, folders, place.cache)),
+                    json.loads(place.run(*script)),
+                )
+                for _ in range(place.rounds)
+            ]
+            mine, found = zip(*rounds, strict=True)
+            same = all(each["pixels"] == pixels for each in found)
+            look = f"import importlib.metadata as m; print(m.version('{package}'))"
+            note = f"{package} {place.run(str(python), '-c', look).strip()}, its pixels "
+            note += f"{'equal' if same else 'DIFFERENT'}"
+            yield compared(f"decode / {name} + numpy.stack", "> 1x", [*mine],
+                           [each["seconds"] for each in found], note)  # fmt: skip
 
 
 def bench_scan(place: Place) -> Iterator[Row]:
@@ -671,7 +701,9 @@ def main() -> None:
     parser.add_argument("--long-rounds", type=int, default=1, help="of the cold pipeline")
     parser.add_argument("--epochs", type=int, default=41, help="of each small rung")
     parser.add_argument("--seeds", type=int, default=5, help="of the convnet")
-    parser.add_argument("--peers", action="store_true", help="install DVC and Dagster, and compare")
+    parser.add_argument(
+        "--peers", action="store_true", help="install DVC, Dagster and decoders, and compare"
+    )
     options = parser.parse_args()
     names = options.names or [name for name in BENCHMARKS if name not in OPTIONAL]
     if unknown := set(names) - BENCHMARKS.keys():
