@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tasks.caching.basics import LadderError
+from tasks.caching.bodies import Body, Here
+from tasks.caching.call import Call, Settings
 from tasks.caching.fingerprint import fingerprint
 from tasks.caching.stage import Run
 from tasks.caching.values import Stack
@@ -105,6 +107,23 @@ def test_small_models_get_one_thread() -> None:
 
 
 # --- the split
+
+
+def test_the_longest_training_goes_first_on_the_first_night_too(tmp_path) -> None:
+    """Where no earlier run tells, the recipe does: else cores idle beside the last one."""
+    asked = []
+
+    class Asked(Here):
+        def run(self, body: Body, progress: Callable[..., None]) -> Any:
+            asked.append(body.seconds)
+            raise LadderError("no more is asked")
+
+    for model, epochs in (("linear", 1), ("linear", 2), ("mlp", 2)):
+        given = {"training": [], "watched": [], "classes": [], "validation": 0.1, "mirrored": None}
+        given["recipe"] = Recipe(model=model, loss="cross_entropy", epochs=epochs)
+        with pytest.raises(LadderError, match="no more"):
+            Call(train, "train", given, Settings(str(tmp_path), "tiny"), Asked()).perform()
+    assert 0 < asked[0] < asked[1] < asked[2]
 
 
 def test_an_image_never_changes_sides() -> None:

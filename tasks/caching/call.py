@@ -185,7 +185,7 @@ class Call:
             "run_body",
             (where, self.arguments, self.look.key, self.settings, purpose),
             self._cores,
-            self.last["seconds"] if self.last else 0.0,
+            (self.last or {}).get("seconds") or self.stage.about(self.arguments),
             self.settings.stage_timeout,
         )
 

@@ -74,6 +74,7 @@ class Stage(Generic[P, R]):
         self,
         fn: Callable[P, R],
         cores: Callable[[Mapping[str, Any], str], int],
+        about: Callable[[Mapping[str, Any]], float],
         apart: Callable[[], Iterable[Any]],
         *,
         exact: bool,
@@ -83,7 +84,7 @@ class Stage(Generic[P, R]):
         functools.update_wrapper(self, fn)
         self.fn = fn
         self.name = fn.__name__
-        self.cores = cores
+        self.cores, self.about = cores, about
         self._apart = apart
         self._exact = exact
         self.signature = inspect.signature(fn)
@@ -136,12 +137,17 @@ def _one_core(_arguments: Mapping[str, Any], _device: str) -> int:
     return 1
 
 
+def _nobody_knows(_arguments: Mapping[str, Any]) -> float:
+    return 0.0
+
+
 @overload
 def stage(fn: Callable[P, R]) -> Stage[P, R]: ...
 @overload
 def stage(
     *,
     cores: Callable[[Mapping[str, Any], str], int] = ...,
+    about: Callable[[Mapping[str, Any]], float] = ...,
     apart: Callable[[], Iterable[Any]] = ...,
     exact: bool = ...,
 ) -> Callable[[Callable[P, R]], Stage[P, R]]: ...
@@ -149,17 +155,20 @@ def stage(
     fn: Any = None,
     *,
     cores: Callable[[Mapping[str, Any], str], int] = _one_core,
+    about: Callable[[Mapping[str, Any]], float] = _nobody_knows,
     apart: Callable[[], Iterable[Any]] = tuple,
     exact: bool = False,
 ) -> Any:
     """Make a function a stage.
 
     `cores` says how many cores its body uses, given a call's arguments and the run's device; one,
-    unless told.  `apart` gives functions that cannot change a result, such as those that show how
-    far it has come: their code is no part of its key.  The result of an `exact` one is the same
-    bits on any machine: whole numbers alone, or so few roundings that their order is fixed.
+    unless told.  `about` gives the seconds that it may take beside its like, where no earlier run
+    tells: of what waits for cores the longest goes first.  `apart` gives functions that cannot
+    change a result, such as those that show how far it has come: their code is no part of its key.
+    The result of an `exact` one is the same bits on any machine: whole numbers alone, or so few
+    roundings that their order is fixed.
     Raises LadderError, with the line, when the function reaches code that cannot be followed.
     """
     if fn is None:
-        return lambda function: Stage(function, cores, apart, exact=exact)
-    return Stage(fn, cores, apart, exact=exact)
+        return lambda function: Stage(function, cores, about, apart, exact=exact)
+    return Stage(fn, cores, about, apart, exact=exact)
