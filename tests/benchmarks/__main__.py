@@ -336,6 +336,7 @@ def bench_rungs(place: Place) -> Iterator[Row]:
         Recipe(model=model, loss=loss, epochs=epochs) for model, loss in reversed(naive.RUNGS)
     ]
     training, testing = (naive.stacks(place.mnist / side) for side in ("training", "testing"))
+    models: list[torch.nn.Module] = []
     with ours.processes(2, 1) as pool:
         arguments = (pool, recipes, data.training, data.testing, place.cache)
         weights = ours.rungs(*arguments)
@@ -343,14 +344,10 @@ def bench_rungs(place: Place) -> Iterator[Row]:
         def exactly(recipe: Recipe) -> dict[str, torch.Tensor]:
             return naive.exactly(recipe.model, recipe.loss, training, epochs).state_dict()
 
-        def plain() -> list[torch.nn.Module]:
+        def plain() -> None:
             pairs = naive.pairs(training), naive.pairs(testing)
-            return [naive.rung(model, loss, *pairs, epochs) for model, loss in naive.RUNGS]
+            models[:] = [naive.rung(r.model, r.loss, *pairs, epochs) for r in recipes]
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # with another number torch itself rounds differently
-        models = reversed(plain())
-        torch.set_num_threads(threads)
         rounds = min(place.rounds, 3)
         mine, other = in_turns(rounds, lambda: ours.rungs(*arguments), plain)
     far = [
