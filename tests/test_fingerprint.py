@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -33,6 +34,7 @@ CACHES = (
     origins.is_module,
     origins.version,
     reach.reach,
+    fp.storing,
 )
 
 HELPERS = '''
@@ -963,6 +965,106 @@ def test_a_project_module_may_lie_in_an_archive(package, tmp_path: Path) -> None
     assert "fpown.own" in package("from fpown import own\ndef go(x): return own(x)")
 
 
+# The engine's own code
+
+USES_ENGINE = """
+from tasks.caching import machine as m
+from tasks.caching.bodies import CORES
+from tasks.caching.basics import spelled, write_atomic
+from tasks.caching.stage import Run, stage
+from tasks.caching.values import Stack
+def go(x, run=Run()):
+    write_atomic(run.scratch, spelled(x))
+    return m.threads() + CORES.total + len(Stack(*x).names)
+"""
+
+
+@pytest.fixture
+def edit_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str, str], None]]:
+    """Let a module of the engine say something else where it is read; what runs is as it was."""
+
+    def edit(file: str, old: str, new: str) -> None:
+        edited = ROOT / "tasks/caching" / f"{file}.py"
+        text = edited.read_text()
+        assert old in text
+
+        def read(_name: str, path: str) -> bytes:
+            changed = Path(path) == edited
+            return text.replace(old, new).encode() if changed else Path(path).read_bytes()
+
+        monkeypatch.setattr(source, "_insist_on_bytecode", lambda *_: None)
+        monkeypatch.setattr(source, "_bytes", read)
+        forget()
+
+    def forget() -> None:
+        for cached in (source.read, source.statements, reach.reach, fp.storing):
+            cached.cache_clear()
+
+    yield edit
+    forget()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "seen"),
+    [
+        ("basics", 'return f"{seconds // size}', 'return f"{1 + seconds // size}', True),
+        ("basics", "write(data)", "write(data * 2)", True),
+        ("basics", "os.fsync(file.fileno())", "pass", True),
+        ("machine", "max(16, ", "max(1, ", True),
+        ("machine", "_MOST = 65_536", "_MOST = 65_537", True),
+        ("values", "images: Tensor", "pictures: Tensor", True),
+        ("basics", "MOST = 20", "MOST = 21", False),
+        ("basics", "secrets.token_hex(4)", "secrets.token_hex(8)[:8]", False),
+        ("machine", "quota > 0", "quota > 1", False),
+        ("stage", '"cpu" or "cuda"', '"cpu", "cuda"', False),
+        ("stage", 'device: str = "cpu"', 'device: str = "cuda"', False),
+        ("bodies", "_PATIENCE = 5.0", "_PATIENCE = 6.0", False),
+    ],
+)
+def test_helpers_of_the_engine_are_followed_and_its_machinery_is_not(
+    package, edit_engine, file: str, old: str, new: str, seen: bool
+) -> None:
+    """An edit that is seen is of code that was imported before, and refused therefore."""
+    before = package(USES_ENGINE)
+    edit_engine(file, old, new)
+    after: object = None
+    with contextlib.suppress(LadderError):
+        after = fp.fingerprint(sys.modules["fpstage"].go, {"x": 1}).code
+    assert (after != before) == seen
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "seen"),
+    [
+        ("values", "_tensor_bytes(value.detach())", "_tensor_bytes(value.detach() + 1)", True),
+        ("values", "_AS_BYTES = {torch.bool: torch.uint8,", "_AS_BYTES = {", True),
+        ("values", "offset = values", "offset = 8 + values", True),
+        ("values", "tensor.contiguous().numpy()", "tensor.flip(0).contiguous().numpy()", True),
+        ("values", "dict(file.metadata() or {})", "{}", True),
+        ("files", "write_atomic(path, data)", "write_atomic(path, data[:-1])", True),
+        ("store", "values.encode(value, save)", "values.encode([value], save)", True),
+        ("refs", "return parts\n", "return dict(sorted(parts.items()))\n", True),
+        ("compute", "torch.manual_seed(0)", "torch.manual_seed(1)", True),
+        ("compute", "stage.fn(**loaded)", "stage.fn(**loaded, twice=True)", True),
+        ("values", "    name: which part", "    which part", False),
+        ("files", "yield complaint", 'yield f"{complaint}."', False),
+        ("files", "_YOUNG_NS = 50_000_000", "_YOUNG_NS = 60_000_000", False),
+        ("store", "86_400 * 10**9", "86_401 * 10**9", False),
+        ("call", "its record vanished", "its record is gone", False),
+        ("bodies", "waiting for cores that", "waiting for cores which", False),
+    ],
+)
+def test_how_results_are_stored_is_in_each_key_and_what_else_the_engine_does_is_not(
+    edit_engine, file: str, old: str, new: str, seen: bool
+) -> None:
+    before = golden.look(GOLDEN)
+    edit_engine(file, old, new)
+    after = golden.look(GOLDEN)
+    why = ("how results are stored changed",) if seen else ()
+    assert after.differences(before.to_remember(), ROOT) == why
+    assert (after.key != before.key) == seen
+
+
 # Golden keys
 
 
@@ -991,8 +1093,7 @@ def test_the_format_of_keys_is_as_it_was() -> None:
 
     The key holds Python's version, so that the one written out here is for 3.11's.
     """
-    arguments = {"stack": Pixels(), "rate": 0.1, "names": ["ü"], "table": {"b": 1, "a": 2}}
-    look = golden.look(arguments)
+    look = golden.look(GOLDEN)
     assert look.names == {"stack": ["decode[training/7]"], "rate": [], "names": [], "table": []}
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     expected = {
@@ -1009,11 +1110,13 @@ def test_the_format_of_keys_is_as_it_was() -> None:
         "inputs": {"stack": ["12" * 32], "rate": [], "names": [], "table": []},
     }
     machine = {"processor": arithmetic(), "threads": 1}
-    assert look.ingredients == {**expected, "machine": machine}
+    stored = f"1 ({fp.storing()})"
+    assert look.ingredients == {**expected, "machine": machine, "format": stored}
     assert look.key == digest_of(look.ingredients)
     assert digest_of({**expected, "versions": {"python": "3.11"}}) == GOLDEN_KEY
 
 
+GOLDEN = {"stack": Pixels(), "rate": 0.1, "names": ["ü"], "table": {"b": 1, "a": 2}}
 GOLDEN_CODE = {
     "test_fingerprint.Pixels.load": "c9ccf4b7a4f9f861",
     "test_fingerprint.golden": "f347b939164edee3",

@@ -24,7 +24,7 @@ from tasks.caching.differences import (
     some,
     told,
 )
-from tasks.caching.fingerprint import fingerprint
+from tasks.caching.fingerprint import fingerprint, storing
 from tasks.caching.reach import Unit
 from tasks.caching.records import Record, digest_of
 from tasks.caching.refs import inputs_of, plain
@@ -213,7 +213,7 @@ def look(
         *([Machine(machine)] if machine else ()),
         Parameters(arguments),
         inputs,
-        Only("format", FORMAT, "the cache's format changed"),
+        Only("format", f"{FORMAT} ({storing()})", "how results are stored changed"),
     ]
     return Look(cues, inputs.names)
 

@@ -4,11 +4,18 @@
 (`reach`), by what it is in memory (`memory`), and by what arrives as an argument.  A unit counts as
 its cleaned text and what memory holds of it, a package of others as its version (`origins`).
 
+Helpers of the engine that a stage's code names are followed as anybody's are.  Its machinery, which
+calls a stage, loads what it is given and stores what it gives, counts as a whole for all of them
+(`storing`); what else the engine does is no part of a result.
+
 What cannot be followed is refused with its line, where the stage is defined.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
+import hashlib
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,14 +24,22 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from tasks.caching import source
+from tasks.caching import source, syntax
 from tasks.caching.basics import LadderError
 from tasks.caching.memory import Memory, in_memory
-from tasks.caching.origins import is_followed, versions
+from tasks.caching.origins import is_followed, is_ours, versions
 from tasks.caching.own import is_own
 from tasks.caching.reach import Choice, Unit, defined, reach
 from tasks.caching.refs import is_input
 
+# How a stage is called, and its tensors are loaded and stored; with all these name in their modules
+_STORING = (
+    *(("tasks.caching.values", name) for name in ("encode", "load")),
+    *(("tasks.caching.refs", name) for name in ("loaded", "Ref.load")),
+    *(("tasks.caching.store", name) for name in ("Store.put", "Store.load")),
+    ("tasks.caching.files", "Files.save"),
+    ("tasks.caching.compute", "run_body"),
+)
 _TURN = threading.RLock()  # Python 3.11 counts the depth of syntax trees across threads
 
 
@@ -85,6 +100,22 @@ def check(fn: Callable[..., Any]) -> None:
             seen |= new
             # Looked up now, so that processes forked from this one know the versions already.
             versions(named.packages)
+        storing()
+
+
+@functools.cache
+def storing() -> str:
+    """A digest of how the engine computes, stores and loads results."""
+    texts: dict[tuple[str, str], str] = {}
+    waiting = [*_STORING]
+    for place, name in waiting:
+        if (place, name) not in texts:
+            module = source.read(place)
+            text = "\n".join(map(ast.unparse, source.statements(place, name)))
+            texts[place, name] = text
+            used = syntax.global_names(text, {*module.bindings}) & module.bindings.keys()
+            waiting += ((place, each) for each in sorted(used))
+    return hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()[:16]
 
 
 def _chosen(choice: Choice, arguments: Mapping[str, Any]) -> Iterable[Unit | str]:
@@ -113,7 +144,7 @@ def _brought(arguments: Mapping[str, Any], words: set[str]) -> Iterator[Unit]:
     """
     for kind, loaded in {(type(value), is_input(value)): None for value in _flat(arguments)}:
         for owner in kind.__mro__:
-            if is_followed(owner.__module__):
+            if is_followed(owner.__module__, owner.__qualname__):
                 for name in [*vars(owner)]:  # which another thread may add to
                     wanted = name == "load" if loaded else name.startswith("__")
                     unit = Unit(owner.__module__, f"{owner.__qualname__}.{name}")
@@ -127,7 +158,7 @@ def _put_there(owner: type, name: str) -> Iterator[Unit]:
     member = vars(owner)[name]
     member = getattr(member, "fget", None) or getattr(member, "__func__", member)
     while isinstance(member, FunctionType):
-        if is_followed(member.__module__) and not member.__code__.co_filename.startswith("<"):
+        if is_ours(member.__module__) and not member.__code__.co_filename.startswith("<"):
             unit = Unit(member.__module__, member.__qualname__.partition(".<locals>")[0])
             if source.statements(*unit):
                 yield unit

@@ -35,8 +35,7 @@ from torch import Tensor
 
 from tasks.caching import source
 from tasks.caching.basics import LadderError
-from tasks.caching.origins import in_engine, is_followed
-from tasks.caching.own import Registry
+from tasks.caching.origins import is_followed, is_ours
 from tasks.caching.reach import Unit
 from tasks.caching.syntax import refuse
 
@@ -54,8 +53,7 @@ def in_memory(unit: Unit) -> Any:
         found = found[ast.literal_eval(key[:-1])] if key else found
     except (ImportError, AttributeError, LookupError):
         return ...
-    is_stage = in_engine(type(found).__module__) and not isinstance(found, Registry)
-    return getattr(found, "fn", ...) if is_stage else found
+    return found.fn if type(found).__module__ == "tasks.caching.stage" else found
 
 
 class Memory:
@@ -123,11 +121,11 @@ class Memory:
                 return self._data(value.__func__)
             case functools._lru_cache_wrapper():
                 return self._data(value.__wrapped__)
-            case FunctionType() if is_followed(value.__globals__["__name__"]):
+            case FunctionType() if is_ours(value.__globals__["__name__"]):
                 return self._function(value)
-            case type() if is_followed(value.__module__):
+            case type() if is_followed(value.__module__, value.__qualname__):
                 return self._class(value)
-            case _ if is_followed(type(value).__module__):
+            case _ if is_followed(type(value).__module__, type(value).__qualname__):
                 return [self._data(type(value)), self._data(_state(value))]
             case FunctionType():  # a wrapper by others: what it holds is followed, its state not
                 self._data([cell.cell_contents for cell in value.__closure__ or ()])
@@ -257,5 +255,5 @@ def _insist_on_definition(node: ast.stmt, value: Any, unit: Unit) -> None:
     if isinstance(node, ast.ClassDef) and isinstance(value, type):
         for inner in node.body:
             member = vars(value).get(getattr(inner, "name", ""), ...)
-            if isinstance(member, FunctionType) and is_followed(member.__module__):
+            if isinstance(member, FunctionType) and is_ours(member.__module__):
                 _insist_on_definition(inner, member, Unit(unit.module, f"{unit.name}.{inner.name}"))  # type: ignore[attr-defined] # just looked

@@ -15,7 +15,12 @@ from importlib.metadata import Distribution
 from pathlib import Path
 
 OWN = ("tasks", "flows")
-ENGINE = "tasks.caching"
+# What of the engine is not followed where code names it, or meets it in memory
+_MACHINERY = {
+    f"tasks.caching.{name}"
+    for name in ("stage.stage", "stage.Stage", "stage.Run", "bodies.CORES", "bodies.Cores",
+                 "own.Registry", "refs.Ref", "basics._beside")
+}  # fmt: skip
 # `+cpu` and `+cu126` are builds of one release, with libraries of their own: a shared store serves
 # machines with and without a GPU, which the key tells apart where that matters.
 _BUILDS = ("torch",)
@@ -119,14 +124,13 @@ def is_module(name: str) -> bool:
         return False
 
 
-def in_engine(name: str) -> bool:
-    """Whether a name lies in the engine, which is not followed: `store.FORMAT` stands for it."""
-    return f"{name}.".startswith(f"{ENGINE}.")
+def is_followed(module: str, name: str) -> bool:
+    """Whether what a module calls so counts by its own code, and not as another's or the engine's.
 
-
-def is_followed(module: str) -> bool:
-    """Whether a module's code counts piece by piece."""
-    return is_ours(module) and not in_engine(module)
+    Of the engine, helpers that a stage's code names count as anybody's do.  What leads a stage to
+    its machinery does not: how that calls a stage, stores and loads stands in each key as a whole.
+    """
+    return is_ours(module) and f"{module}.{name}" not in _MACHINERY
 
 
 # Versions

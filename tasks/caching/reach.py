@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tasks.caching import source, syntax
 from tasks.caching.basics import LadderError
-from tasks.caching.origins import in_engine, is_module, is_ours
+from tasks.caching.origins import is_followed, is_module, is_ours
 from tasks.caching.syntax import Imports
 
 
@@ -62,7 +62,7 @@ def reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
         raise LadderError(f"{module.path}: `{unit.name}` is not defined at module level, so its "
                           "changes would be missed; define it there")  # fmt: skip
     text = "\n".join(map(ast.unparse, statements))
-    nodes = [node for statement in statements for node in ast.walk(statement)]
+    nodes = syntax.walked(statements)
     within = syntax.imports_among(nodes, unit.module, module.path)
     names = syntax.global_names(text, {*module.bindings, *module.imports}) | within.keys()
     imports = {  # of several methods one may mean the module's name, another its own
@@ -75,7 +75,7 @@ def reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
     targets: set[Unit | str] = set()
     for name in sorted(names - chosen.keys()):
         if name in module.bindings:
-            targets.add(Unit(unit.module, name))
+            targets |= {Unit(unit.module, name)} if is_followed(unit.module, name) else set()
         elif name not in imports and not hasattr(builtins, name) and name != "__file__":
             raise LadderError(f"{module.path}: {unit.name} names `{name}`, which the module does "
                               "not define, so it cannot be followed")  # fmt: skip
@@ -108,7 +108,7 @@ def _targets(
         yield module.partition(".")[0]
     elif attribute and not is_module(whole):
         yield from defined(module, attribute)
-    elif not in_engine(whole):
+    else:
         # A project module: every use must be an attribute of it, and leads to that attribute.
         for chain in syntax.chains(nodes, name):
             here, rest = whole, list(chain)
@@ -125,10 +125,9 @@ def _targets(
 
 def defined(name: str, attribute: str) -> Iterator[Unit | str]:
     """What a module calls so: of a project's, through re-exports; of others', their package."""
-    if in_engine(f"{name}.{attribute}"):
-        return
     if not is_ours(name):
         yield name.partition(".")[0]
+    if not is_followed(name, attribute):
         return
     module = source.read(name)
     if attribute in module.bindings:
@@ -141,7 +140,7 @@ def defined(name: str, attribute: str) -> Iterator[Unit | str]:
             yield further.partition(".")[0]
         elif inner and not is_module(f"{further}.{inner}"):
             yield from defined(further, inner)
-        elif not in_engine(f"{further}.{inner}"):
+        else:
             raise LadderError(f"{module.path}: the module `{attribute}` is imported from there, "
                               "which cannot be followed; import it where it is used")  # fmt: skip
 

@@ -66,15 +66,16 @@ def read(name: str) -> Module:
     if not path.endswith(".py"):
         raise LadderError(f"the source of {name} cannot be found, so its changes would be missed")
     source = _bytes(name, path)
-    tree = cleaned(ast.parse(source, path))
+    tree = ast.parse(source, path)
+    waiting = [compile(tree, path, "exec", dont_inherit=True)]
+    _insist_on_bytecode(path, waiting[0])
+    tree = cleaned(tree)
     imports = imports_among(outside_functions(tree), name, path)
     bindings: dict[str, list[ast.stmt]] = {}
     for statement in tree.body:
         for bound in touched(statement, imports):
             bindings.setdefault(bound, []).append(statement)
     codes: dict[str, set[CodeType]] = {}
-    waiting = [compile(source, path, "exec", dont_inherit=True)]
-    _insist_on_bytecode(path, waiting[0])
     for code in waiting:
         codes.setdefault(code.co_qualname, set()).add(essence(code))
         waiting += (each for each in code.co_consts if isinstance(each, CodeType))

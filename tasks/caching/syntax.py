@@ -35,8 +35,19 @@ class _Cleaner(ast.NodeTransformer):
         self.annotations = outer
         return node
 
+    def generic_visit(self, node: Any) -> Any:
+        """Only statements hold what is dropped: no expression is looked into."""
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            if (inner := getattr(node, block, None)) is not None:
+                kept = [each for each in map(self.visit, inner) if each]
+                setattr(node, block, kept or ([ast.Pass()] if block == "body" else []))
+        return node
+
     def visit_FunctionDef(self, node: Any) -> Any:
         node.returns = None
+        for each in ast.walk(node.args):
+            if isinstance(each, ast.arg):
+                each.annotation = None
         return self._scope(node, "dropped")
 
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815 - the library's name
@@ -46,12 +57,7 @@ class _Cleaner(ast.NodeTransformer):
         as_texts = any("NamedTuple" in kind or "dataclass" in kind for kind in kinds)
         return self._scope(node, "texts" if as_texts else "kept")
 
-    def visit_arg(self, node: ast.arg) -> Any:
-        node.annotation = None
-        return node
-
     def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
-        self.generic_visit(node)
         if self.annotations == "dropped":
             return node.value and ast.copy_location(ast.Assign([node.target], node.value), node)
         if self.annotations == "texts":
@@ -62,10 +68,20 @@ class _Cleaner(ast.NodeTransformer):
 def cleaned(tree: ast.Module) -> ast.Module:
     """The tree itself, without what changes no result; what is left keeps its line numbers."""
     _Cleaner().visit(tree)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.stmt) and getattr(node, "body", None) == []:
-            node.body = [ast.Pass()]  # type: ignore[attr-defined] # it has one: just looked
     return tree
+
+
+def walked(statements: Iterable[ast.AST]) -> list[ast.AST]:
+    """All nodes of a piece of source, what holds another before it; contexts, such as Load, not."""
+    found = [*statements]
+    for node in found:  # which grows
+        for name in node._fields:
+            inner = getattr(node, name, None)
+            if isinstance(inner, list):
+                found += [each for each in inner if isinstance(each, ast.AST)]
+            elif isinstance(inner, ast.AST) and name not in ("ctx", "op"):
+                found.append(inner)
+    return found
 
 
 def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
@@ -128,7 +144,7 @@ def touched(statement: ast.stmt, imports: Imports) -> set[str]:
         case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
             return set()  # the script's entry is no part of the module
     # Anything else, such as a loop that fills a dict, may change all it names.
-    nodes = list(ast.walk(statement))
+    nodes = walked([statement])
     return {
         *(node.id for node in nodes if isinstance(node, ast.Name)),
         *(node.name for node in nodes if isinstance(node, DEFINITION)),
