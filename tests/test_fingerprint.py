@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import decimal
 import importlib.metadata
 import json
 import os
@@ -28,10 +29,13 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHES = (
     source.read,
     source.statements,
+    source.codes,
+    source.changers,
     origins.distributions,
     origins.installed,
     origins.is_ours,
     origins.is_module,
+    origins.is_brought,
     origins.version,
     reach.reach,
     fp.storing,
@@ -594,6 +598,117 @@ def test_an_entry_replaced_at_run_time_has_another_key(package) -> None:
     assert before != after
 
 
+# What a module changes of others
+
+MODEL = """
+import click, functools
+class Model:
+    def forward(self): return 0
+@functools.singledispatch
+def size(x): return 0
+@click.group()
+def main(): pass
+"""
+EFFECT = "import fpeffects\n"
+DTYPE = "import torch\ntorch.set_default_dtype(torch.float64)\n"
+METHOD = "def f(self): return 1\n"
+KERNEL = "from torch.library import custom_op\nfrom torch import Tensor\n"
+AT = "def h(x): return x\n"
+
+# A module's text, a stage's, what is edited in the first; and whether the stage must run again
+CHANGES = [
+    ("def f(x): return 1\nimport torch\ntorch.Tensor.relu = f\n", EFFECT, "return 1", True),
+    ("import torch\ntorch.Tensor.relu = lambda x: 1\n", EFFECT, "x: 1", True),
+    ("from torch import Tensor as T\nU = T\nU.relu = lambda x: 1\n", EFFECT, "x: 1", True),
+    ("import numpy as np\nnp.random.seed(1)\n", EFFECT, "seed(1", True),
+    (DTYPE + "K = 1\n", "from fpeffects import K\n", "float64", True),
+    (DTYPE + AT, "from fpeffects import h\ndef go(x): return h(x)\n", "float64", True),
+    (DTYPE, "def go(x):\n    import fpeffects\n    return x\n", "float64", True),
+    ("import torch\nwas = torch.set_default_dtype(torch.float64)\n", EFFECT, "float64", True),
+    ("import torch\nif torch:\n    torch.set_default_dtype(torch.float64)\n", EFFECT, "float64",
+     True),
+    ("import torch\ndef set_up(): torch.set_default_dtype(torch.float64)\nset_up()\n", EFFECT,
+     "float64", True),
+    ("import torch\ndef up(): torch.set_default_dtype(torch.float64)\nX = up()\n", EFFECT,
+     "float64", True),
+    ("import torch\nclass C:\n    torch.set_default_dtype(torch.float64)\n", EFFECT, "float64",
+     True),
+    ("from fpmodel import Model\n" + METHOD + "Model.more = f\n", EFFECT, "return 1", True),
+    ("from fpmodel import Model\ndef f(c):\n    c.more = lambda self: 1\nf(Model)\n", EFFECT,
+     "self: 1", True),
+    ("import functools\nfrom fpmodel import Model\ndef wrap(f):\n    @functools.wraps(f)\n"
+     "    def call(self): return f(self) + 1\n    return call\n"
+     "Model.forward = wrap(Model.forward)\n", EFFECT, "+ 1", True),
+    ("import torch\n" + METHOD + "torch.nn.Linear.forward = f\n", EFFECT, "return 1", True),
+    ("import decimal\ndecimal.getcontext().prec = 11\n", EFFECT, "= 1", True),
+    (KERNEL + "@custom_op('fpns::a', mutates_args=())\ndef a(x: Tensor) -> Tensor: return x + 1\n",
+     EFFECT, "x + 1", True),
+    (KERNEL + "@custom_op('fpns::b', mutates_args=())\ndef b(x: Tensor) -> Tensor: return x\n"
+     "@b.register_kernel('cpu')\ndef k(x): return x + 1\n",
+     "from fpeffects import b\ndef go(x): return b(x)\n", "x + 1", True),
+    ("from fpmodel import main\n@main.command()\ndef sub(): return 1\n", EFFECT, "return 1", True),
+    ("from fpmodel import size\n@size.register(int)\ndef f(x): return 1\n", EFFECT, "return 1",
+     True),
+    (DTYPE + "def f(): return 1\n", EFFECT, "return 1", False),
+    (DTYPE + "K = 1\n", EFFECT, "K = 1", False),
+    (AT + "L = []\nL.append(1)\n", "from fpeffects import h\ndef go(x): return h(x)\n", "(1)",
+     False),
+    (AT + "R = {}\nfor n in (3, 4): R[n] = 1\n",
+     "from fpeffects import h\ndef go(x): return h(x)\n", "= 1", False),
+    (AT + "import functools, torch\n@torch.no_grad()\n@functools.cache\ndef f(x): return 1\n",
+     "from fpeffects import h\ndef go(x): return h(x)\n", "return 1", False),
+    (AT + "if __name__ == '__main__':\n    print(1)\n", EFFECT, "print(1", False),
+    (AT + "import logging\nLOG = logging.getLogger('1')\n", EFFECT, "'1", False),
+]  # fmt: skip
+
+
+@pytest.fixture
+def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What these modules change of torch is as it was, afterwards."""
+    monkeypatch.setattr(torch.Tensor, "relu", torch.Tensor.relu)
+    monkeypatch.setattr(torch.nn.Linear, "forward", torch.nn.Linear.forward)
+    yield
+    torch.set_default_dtype(torch.float32)
+    decimal.getcontext().prec = 28
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(("module", "stage", "edited", "seen"), CHANGES)
+def test_what_a_module_changes_of_others_counts_for_all_that_import_it(
+    package, tmp_path: Path, module: str, stage: str, edited: str, seen: bool
+) -> None:
+    """And no other edit of it does."""
+    (tmp_path / "fpmodel.py").write_text(MODEL)
+    uses = "from fpmodel import Model, main, size\ndef go(x): return [Model(), main(), size(x)]"
+    stage = stage if "def go" in stage else f"{stage}{uses}"
+    assert edited in module
+    found = []
+    for new in (edited, edited, edited.replace("1", "2").replace("64", "32")):
+        (tmp_path / "fpeffects.py").write_text(module.replace(edited, new))
+        found.append(package(stage))
+    assert found[0] == found[1]
+    assert (found[1] != found[2]) == seen
+
+
+def test_a_package_that_is_imported_for_its_effect_has_a_version(package, tmp_path: Path) -> None:
+    folder = install(tmp_path / "vendor", "fpvendor")
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    (tmp_path / "fpeffects.py").write_text("import fpvendor\nimport numpy\nX = numpy.pi\n")
+    package("import fpeffects\ndef go(x): return x")
+    versions = fp.fingerprint(sys.modules["fpstage"].go, {"x": 1}).versions
+    assert versions.keys() == {"python", "fpvendor"}
+
+
+def test_a_method_replaced_elsewhere_is_refused_with_its_line(package, tmp_path: Path) -> None:
+    (tmp_path / "fpmodel.py").write_text(MODEL)
+    (tmp_path / "fpeffects.py").write_text(
+        "from fpmodel import Model\ndef other(self): return 1\nModel.forward = other\n"
+    )
+    with pytest.raises(LadderError, match=r"Model.forward was replaced .* by .*fpeffects.py:2"):
+        package("import fpeffects\nfrom fpmodel import Model\ndef go(x): return Model()")
+
+
 # One key
 
 
@@ -997,7 +1112,7 @@ def edit_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str,
         forget()
 
     def forget() -> None:
-        for cached in (source.read, source.statements, reach.reach, fp.storing):
+        for cached in (source.read, source.statements, source.codes, reach.reach, fp.storing):
             cached.cache_clear()
 
     yield edit

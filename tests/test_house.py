@@ -110,6 +110,7 @@ ENGINE = [
     "origins",
     "own",
     "syntax",
+    "effects",
     "source",
     "reach",
     "memory",

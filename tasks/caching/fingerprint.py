@@ -98,8 +98,9 @@ def check(fn: Callable[..., Any]) -> None:
             new = (named.units | {choice.registry for choice in named.choices}) - seen
             waiting += new
             seen |= new
-            # Looked up now, so that processes forked from this one know the versions already.
+            # Looked up now, so that processes forked from this one know these already.
             versions(named.packages)
+            source.codes(unit.module)
         storing()
 
 

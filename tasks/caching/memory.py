@@ -12,7 +12,6 @@ import collections
 import functools
 import hashlib
 import importlib
-import inspect
 import io
 import operator
 import pickle
@@ -37,7 +36,7 @@ from tasks.caching import source
 from tasks.caching.basics import LadderError
 from tasks.caching.origins import is_followed, is_ours
 from tasks.caching.reach import Unit
-from tasks.caching.syntax import refuse
+from tasks.caching.syntax import DEFINITION, refuse
 
 # What holds nothing that a result could depend on
 _EMPTY = (type(threading.Lock()), type(threading.RLock()), ContextVar, ModuleType)
@@ -69,12 +68,14 @@ class Memory:
         # Each object by its id, and kept: the id of one that is gone is given to another.
         self._seen: dict[int, tuple[Any, Any]] = {}
         value = in_memory(unit)
+        nodes = source.statements(*unit)
+        if len(nodes) == 1 and isinstance(nodes[0], DEFINITION):
+            _insist_on_definition(nodes[0], value, unit)
         # A wrapper by others holds what nobody's code looks at.
-        self._is_mere_constant = not isinstance(value, type | FunctionType)
-        match source.statements(*unit):
-            case [ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() as node]:
-                _insist_on_definition(node, value, unit)
-                self._is_mere_constant = False
+        self._is_mere_constant = not isinstance(value, type | FunctionType) and not any(
+            isinstance(each, DEFINITION) and f".{unit.name}".endswith(f".{each.name}")
+            for each in nodes
+        )
         data = self._plain(value)
         mere_code = data in (..., [str(unit)])
         self.digest = "" if mere_code else f"+{_short(data)}"
@@ -171,14 +172,14 @@ class Memory:
         elif not self._holds_line(code.co_firstlineno):  # and it has no name to follow
             refuse("a lambda that is put elsewhere", module.path, code.co_firstlineno)
         # Which one, where an `if` chose among several of a name
-        several = len(module.codes.get(code.co_qualname, ())) > 1
+        several = len(source.codes(module.name).get(code.co_qualname, ())) > 1
         which = [_written(code)] if several else []
         return [f"{module.name}.{name}", *which, *self._parts(function, module)]
 
     def _parts(self, function: FunctionType, module: source.Module) -> list[Any]:
         """The data that a function holds, which is held against its source."""
         code = function.__code__
-        if source.essence(code) not in module.codes.get(code.co_qualname, ()):
+        if source.essence(code) not in source.codes(module.name).get(code.co_qualname, ()):
             raise LadderError(f"{module.path} changed after it was imported ({code.co_qualname}); "
                               "start again")  # fmt: skip
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
@@ -192,13 +193,22 @@ class Memory:
         self.units |= {Unit(module.name, name)} - {self._unit}
         found = [f"{module.name}.{name}"]
         for attribute, member in [*vars(kind).items()]:
-            bare = inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member)))
+            bare = getattr(member, "__func__", getattr(member, "fget", member))
             if isinstance(bare, FunctionType):
-                if bare.__code__.co_filename == module.path:  # not one that @dataclass wrote
-                    found += self._parts(bare, module)
+                found += self._method(bare, module)
             elif not attribute.startswith("__") and (data := self._member(member)) is not ...:
                 found += [attribute, data]
         return found
+
+    def _method(self, method: FunctionType, module: source.Module) -> list[Any]:
+        """What a method is and what it wraps; another module may have given it to the class."""
+        wrapped = getattr(method, "__wrapped__", None)
+        inner = self._method(wrapped, module) if isinstance(wrapped, FunctionType) else []
+        if method.__code__.co_filename == module.path:
+            return self._parts(method, module) + inner
+        is_written = not method.__code__.co_filename.startswith("<")  # and not by @dataclass
+        named = is_written and is_ours(method.__globals__["__name__"])
+        return ([self._data(method)] if named else []) + inner
 
     def _member(self, value: Any) -> Any:
         """What a class's attribute is; its bases may have put there what nothing tells apart."""
@@ -251,7 +261,9 @@ def _insist_on_definition(node: ast.stmt, value: Any, unit: Unit) -> None:
         case ast.FunctionDef(decorator_list=[]) | ast.ClassDef(decorator_list=[]):
             names = (getattr(value, "__module__", ""), getattr(value, "__qualname__", ""))
             if value is not ... and names != unit:
-                raise LadderError(f"{unit} was replaced at run time, which cannot be followed")
+                code = getattr(value, "__code__", None)
+                by = f" by {code.co_filename}:{code.co_firstlineno}" if code else ""
+                raise LadderError(f"{unit} was replaced at run time{by}, which cannot be followed")
     if isinstance(node, ast.ClassDef) and isinstance(value, type):
         for inner in node.body:
             member = vars(value).get(getattr(inner, "name", ""), ...)

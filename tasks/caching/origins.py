@@ -133,6 +133,15 @@ def is_followed(module: str, name: str) -> bool:
     return is_ours(module) and f"{module}.{name}" not in _MACHINERY
 
 
+@functools.cache
+def is_brought(name: str) -> bool:
+    """Whether a name is of a project's module, whose import may do more than make names."""
+    if not is_ours(name) or f"{name}.".startswith("tasks.caching.") or not is_module(name):
+        return False
+    found = sys.modules.get(name) or importlib.util.find_spec(name)
+    return bool(getattr(found, "__file__", None) or getattr(found, "origin", None))
+
+
 # Versions
 
 

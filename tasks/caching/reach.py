@@ -71,7 +71,8 @@ def reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
     }
     source.refuse_opaque(nodes, names, module, imports)
 
-    chosen = _choices(nodes, syntax.steady(text, parameters), module, imports)
+    steady = syntax.steady(text, parameters)
+    chosen = _choices(nodes, steady, module, imports) if steady else {}
     targets: set[Unit | str] = set()
     for name in sorted(names - chosen.keys()):
         if name in module.bindings:
@@ -81,12 +82,21 @@ def reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
                               "not define, so it cannot be followed")  # fmt: skip
         for origin in imports.get(name, ()):
             targets |= {*_targets(name, *origin, nodes, module.path)}
+    brought = {unit.module} | {
+        place for origins in within.values() for place, _ in origins if is_ours(place)
+    }
+    targets |= {Unit(each, source.WHOLE) for place in brought for each in source.changers(place)}
     return Reach(
         hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16],
         frozenset(each for each in targets - {unit} if isinstance(each, Unit)),
         frozenset(each for each in targets if isinstance(each, str)),
         frozenset(choice for name in names & chosen.keys() for choice in chosen[name]),
-        frozenset(word for node in nodes for word in _words(node)),
+        frozenset(
+            word
+            for node in nodes
+            if isinstance(node, ast.Attribute | ast.Constant)
+            for word in _words(node)
+        ),
     )
 
 

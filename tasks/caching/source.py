@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import marshal
 import os
+import re
 import struct
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 from tasks.caching.basics import LadderError
+from tasks.caching.effects import Effects
+from tasks.caching.origins import is_brought
 from tasks.caching.syntax import (
     DEFINITION,
     Imports,
@@ -40,9 +43,15 @@ _PASSING = {f"time.{name}" for name in ("time", "time_ns", "ctime", "localtime",
                                      "randbelow", "choice")),
 }  # fmt: skip
 _BY_TEXT = {"builtins.getattr", "operator.attrgetter", "operator.methodcaller"}
+_TOLD_OF = {
+    ".".join(parts[:count])
+    for parts in (name.split(".") for name in _OPAQUE | _PASSING | _BY_TEXT)
+    for count in range(1, len(parts) + 1)
+}
 _HIDDEN = {"__dict__", "__doc__", "__annotations__", "__globals__", "__subclasses__"}
 
 _UNCHECKED = 1  # flags of bytecode that is used whatever became of its source
+WHOLE = "<module>"  # as Python calls what a module does when it is imported
 FOLLOWED: set[str] = set()  # the modules that have been read
 
 
@@ -53,7 +62,7 @@ class Module(NamedTuple):
     path: str
     bindings: dict[str, list[ast.stmt]]  # name -> the top-level statements that make or change it
     imports: Imports
-    codes: dict[str, set[CodeType]]  # qualified name -> what functions of that name do
+    effects: list[ast.stmt]  # top-level statements that may change what other modules have made
 
 
 @functools.cache
@@ -66,20 +75,56 @@ def read(name: str) -> Module:
     if not path.endswith(".py"):
         raise LadderError(f"the source of {name} cannot be found, so its changes would be missed")
     source = _bytes(name, path)
-    tree = ast.parse(source, path)
-    waiting = [compile(tree, path, "exec", dont_inherit=True)]
-    _insist_on_bytecode(path, waiting[0])
-    tree = cleaned(tree)
+    tree = cleaned(ast.parse(source, path))
     imports = imports_among(outside_functions(tree), name, path)
     bindings: dict[str, list[ast.stmt]] = {}
     for statement in tree.body:
         for bound in touched(statement, imports):
             bindings.setdefault(bound, []).append(statement)
-    codes: dict[str, set[CodeType]] = {}
+    looked = Effects(bindings, imports)
+    effects = [each for each in tree.body if looked.changes(each) or _is_for_effect(each, source)]
+    return Module(name, path, bindings, imports, effects)
+
+
+def _is_for_effect(statement: ast.stmt, source: bytes) -> bool:
+    """Whether a statement imports a package that is not named again."""
+    if not isinstance(statement, ast.Import):
+        return False
+    names = [each.name.partition(".")[0] for each in statement.names if not each.asname]
+    return any(len(re.findall(rf"\b{name}\b".encode(), source)) == 1 for name in names)
+
+
+@functools.cache
+def codes(name: str) -> dict[str, set[CodeType]]:
+    """What the functions of a module do, by their qualified names.
+
+    Raises LadderError where Python runs another code than the source's.
+    """
+    path = read(name).path
+    waiting = [compile(_bytes(name, path), path, "exec", dont_inherit=True)]
+    _insist_on_bytecode(path, waiting[0])
+    found: dict[str, set[CodeType]] = {}
     for code in waiting:
-        codes.setdefault(code.co_qualname, set()).add(essence(code))
+        found.setdefault(code.co_qualname, set()).add(essence(code))
         waiting += (each for each in code.co_consts if isinstance(each, CodeType))
-    return Module(name, path, bindings, imports, codes)
+    return found
+
+
+@functools.cache
+def changers(name: str) -> frozenset[str]:
+    """The project modules that run when one is imported, and may change what others have made."""
+    found, waiting = {name}, [name]
+    for each in waiting:
+        module = read(each)
+        origins = [origin for all_of in module.imports.values() for origin in all_of]
+        for place, attribute in [*origins, (each, "")]:
+            whole = f"{place}.{attribute}".strip(".")
+            parts = whole.split(".")
+            inner = {".".join(parts[: end + 1]) for end in range(len(parts))}
+            new = {one for one in inner if is_brought(one)} - found
+            found |= new
+            waiting += sorted(new)
+    return frozenset(each for each in found if read(each).effects)
 
 
 def _bytes(name: str, path: str) -> bytes:
@@ -122,6 +167,8 @@ def essence(code: CodeType) -> CodeType:
 def statements(place: str, name: str) -> list[ast.stmt]:
     """Those of a module that bind a name, a class's member (`C.run`) or a registry's entry."""
     module = read(place)
+    if name == WHOLE:
+        return module.effects
     name, _, key = name.partition("[")
     if key:
         entry = entries(module, name)[ast.literal_eval(key[:-1])]
@@ -159,13 +206,17 @@ def entries(module: Module, name: str) -> dict[Any, ast.expr]:
 
 def refuse_opaque(nodes: list[ast.AST], names: set[str], module: Module, imports: Imports) -> None:
     """Raise LadderError, with the line, for code that reaches other code by no written name."""
+    of_note: dict[str, set[str]] = {}
+    for name in names:
+        own = set() if name in module.bindings else {("builtins", name)}
+        whole = {f"{source}.{of}".strip(".") for source, of in imports.get(name, own)} & _TOLD_OF
+        of_note |= {name: whole} if whole else {}
 
     def meant(node: ast.AST) -> set[str]:
         """The full names that an expression such as `il.import_module` may stand for."""
         match node:
-            case ast.Name(id=name) if name in names:
-                own = set() if name in module.bindings else {("builtins", name)}
-                return {f"{source}.{of}".strip(".") for source, of in imports.get(name, own)}
+            case ast.Name(id=name):
+                return of_note.get(name, set())
             case ast.Attribute(value=value, attr=name):
                 return {f"{each}.{name}" for each in meant(value)}
         return set()

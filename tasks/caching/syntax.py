@@ -125,8 +125,18 @@ def _unknown(top: str) -> str:
 def touched(statement: ast.stmt, imports: Imports) -> set[str]:
     """The names that a top-level statement makes or may change."""
     match statement:
-        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-            return {name}
+        case (
+            ast.FunctionDef(name=name, decorator_list=decorators)
+            | ast.AsyncFunctionDef(name=name, decorator_list=decorators)
+            | ast.ClassDef(name=name, decorator_list=decorators)
+        ):
+            # `@main.command()` changes main
+            called = [each.func if isinstance(each, ast.Call) else each for each in decorators]
+            return {name} | {
+                each.value.id
+                for each in called
+                if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name)
+            } - imports.keys()
         case ast.Import() | ast.ImportFrom():
             return set()
         case (
@@ -136,7 +146,7 @@ def touched(statement: ast.stmt, imports: Imports) -> set[str]:
             | ast.Assign(targets=[ast.Subscript(value=ast.Name(id=name))])
         ):
             changed = {name}
-            for node in ast.walk(statement):
+            for node in walked([statement]):
                 match node:  # ... and so does old = LOSSES.pop("l1")
                     case ast.Call(func=ast.Attribute(value=ast.Name(id=owner))):
                         changed |= {owner} - imports.keys()
