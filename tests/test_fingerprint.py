@@ -314,6 +314,9 @@ ODD = {
         "try:\n    from fpp.a import low as f\nexcept ImportError:\n    from math import log as f\n"
         "def go(x): return f(x)"
     ),
+    "a name bound in an expression": (
+        "from fpp.a import low\nA = (B := low)\ndef go(x): return B(x)"
+    ),
     "names unpacked": ("from fpp.a import low, other\nA, B = low, other\ndef go(x): return A(x)"),
     "an object in a match": (
         "from fpp.a import low\nclass C:\n    k = low(1)\n"
@@ -707,6 +710,387 @@ def test_a_method_replaced_elsewhere_is_refused_with_its_line(package, tmp_path:
     )
     with pytest.raises(LadderError, match=r"Model.forward was replaced .* by .*fpeffects.py:2"):
         package("import fpeffects\nfrom fpmodel import Model\ndef go(x): return Model()")
+
+
+# Annotations and docstrings
+
+# What looks at them, or not; an edit; whether the stage must run again
+READ = {
+    "singledispatch": (
+        """
+import functools
+@functools.singledispatch
+def f(x): return 0
+@f.register
+def _(x: int): return 1
+def go(x): return f(x)
+""",
+        "x: int",
+        "x: float",
+        True,
+    ),
+    "singledispatch call": (
+        """
+import functools
+@functools.singledispatch
+def f(x): return 0
+def g(x: int): return 1
+f.register(g)
+def go(x): return f(x)
+""",
+        "x: int",
+        "x: float",
+        True,
+    ),
+    "validate_call": (
+        """
+from pydantic import validate_call
+@validate_call
+def f(x: int): return x
+def go(x): return f(x)
+""",
+        "x: int",
+        "x: float",
+        True,
+    ),
+    "validate_call return": (
+        """
+import pydantic
+@pydantic.validate_call(validate_return=True)
+def f(x) -> int: return x
+def go(x): return f(x)
+""",
+        "-> int",
+        "-> float",
+        True,
+    ),
+    "validate_call applied": (
+        """
+from pydantic import validate_call
+def f(x: int): return x
+g=validate_call(f)
+def go(x): return g(x)
+""",
+        "x: int",
+        "x: float",
+        True,
+    ),
+    "validate_call local alias": (
+        """
+from pydantic import validate_call
+v=validate_call(validate_return=True)
+@v
+def f(x) -> int: return x
+def go(x): return f(x)
+""",
+        "-> int",
+        "-> float",
+        True,
+    ),
+    "pydantic dataclass": (
+        """
+from pydantic.dataclasses import dataclass
+@dataclass
+class D:
+    x: int
+def go(x): return D(x)
+""",
+        "x: int",
+        "x: float",
+        True,
+    ),
+    "pydantic dataclass alias type": (
+        """
+from typing import Annotated
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+S=Annotated[int,Field(gt=0)]
+@dataclass
+class D:
+    x: S
+def go(x): return D(x)
+""",
+        "gt=0",
+        "gt=1",
+        True,
+    ),
+    "pydantic dc qualified": (
+        """
+import pydantic.dataclasses
+S=int
+@pydantic.dataclasses.dataclass
+class D:
+    x: S
+def go(x): return D(x)
+""",
+        "S=int",
+        "S=float",
+        True,
+    ),
+    "pydantic model": (
+        """
+from pydantic import BaseModel
+class D(BaseModel):
+    x: int
+def go(x): return D(x=x)
+""",
+        "x: int",
+        "x: float",
+        True,
+    ),
+    "model docstring": (
+        """
+from pydantic import BaseModel
+class D(BaseModel):
+    '''Aa'''
+    x: int
+def go(x): return D.model_json_schema()
+""",
+        "Aa",
+        "Bb",
+        True,
+    ),
+    "get_type_hints": (
+        """
+from typing import get_type_hints
+def f(x: int): return x
+def go(x): return get_type_hints(f)
+""",
+        "x: int",
+        "x: float",
+        True,
+    ),
+    "get_type_hints dc": (
+        """
+import typing
+from dataclasses import dataclass
+class T:
+    def r(self): return 1
+@dataclass
+class D:
+    t: T
+def go(x): return typing.get_type_hints(D)['t']().r()
+""",
+        "return 1",
+        "return 2",
+        True,
+    ),
+    "getdoc": (
+        """
+import inspect
+def f(x):
+    '''Aa'''
+    return x
+def go(x): return inspect.getdoc(f)
+""",
+        "Aa",
+        "Bb",
+        True,
+    ),
+    "getdoc from": (
+        """
+from inspect import getdoc as g
+class C:
+    '''Aa'''
+def go(x): return g(C)
+""",
+        "Aa",
+        "Bb",
+        True,
+    ),
+    "signature": (
+        """
+import inspect
+def f(x: int): return x
+def go(x): return str(inspect.signature(f))
+""",
+        "x: int",
+        "x: float",
+        True,
+    ),
+    "decorator of others": (
+        """
+import click
+@click.command()
+def f(x):
+    '''Aa'''
+def go(x): return f
+""",
+        "Aa",
+        "Bb",
+        True,
+    ),
+    "decorator of ours": (
+        """
+import inspect
+def d(f):
+    t=inspect.signature(f)
+    return lambda x: str(t)
+@d
+def f(x: int): return x
+def go(x): return f(x)
+""",
+        "x: int",
+        "x: float",
+        True,
+    ),
+    "computed_field": (
+        """
+import pydantic
+class M(pydantic.BaseModel):
+    @pydantic.computed_field
+    @property
+    def f(self) -> int: return 1.5
+def go(x): return M().model_dump_json()
+""",
+        "-> int",
+        "-> float",
+        True,
+    ),
+    "help": (
+        """
+import pydoc
+def f(x):
+    '''Aa'''
+    return x
+def go(x): return pydoc.render_doc(f)
+""",
+        "Aa",
+        "Bb",
+        True,
+    ),
+    "not annotation": (
+        """
+def f(x: int) -> int:
+    '''Aa'''
+    y: int = 1
+    return x
+def go(x): return f(x)
+""",
+        "int",
+        "float",
+        False,
+    ),
+    "not doc": (
+        """
+def f(x: int) -> int:
+    '''Aa'''
+    return x
+def go(x): return f(x)
+""",
+        "Aa",
+        "Bb",
+        False,
+    ),
+    "not cached": (
+        """
+import functools
+@functools.cache
+def f(x: int): return x
+def go(x): return f(x)
+""",
+        "int",
+        "float",
+        False,
+    ),
+    "not nograd": (
+        """
+import torch
+@torch.no_grad()
+def f(x: int):
+    '''Aa'''
+    return x
+def go(x): return f(x)
+""",
+        "int",
+        "float",
+        False,
+    ),
+    "not own deco": (
+        """
+def d(f): return f
+@d
+def f(x: int): return x
+def go(x): return f(x)
+""",
+        "x: int",
+        "x: float",
+        False,
+    ),
+    "not property": (
+        """
+class C:
+    @property
+    def f(self) -> int: return 1
+    @f.setter
+    def f(self, x: int): pass
+def go(x): return C().f
+""",
+        "int",
+        "float",
+        False,
+    ),
+    "not contextmanager": (
+        """
+import contextlib
+@contextlib.contextmanager
+def f(x: int):
+    yield x
+def go(x): return f(x)
+""",
+        "int",
+        "float",
+        False,
+    ),
+    "not validator": (
+        """
+from pydantic import BaseModel, field_validator
+class M(BaseModel):
+    x: int
+    @field_validator('x')
+    def c(cls, v: int): return v
+def go(x): return M(x=1)
+""",
+        "v: int",
+        "v: float",
+        False,
+    ),
+    "not method doc": (
+        """
+class C:
+    '''Aa'''
+    def f(self):
+        '''Aa'''
+        return 1
+def go(x): return C().f()
+""",
+        "Aa",
+        "Bb",
+        False,
+    ),
+    "not class docs model": (
+        """
+from pydantic import BaseModel
+class D(BaseModel):
+    '''Aa'''
+    x: int
+def go(x): return D(x=x)
+""",
+        "Aa",
+        "Bb",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_annotations_and_docstrings_count_where_something_may_look_at_them(
+    package, kind: str
+) -> None:
+    text, old, new, seen = READ[kind]
+    assert old in text
+    before = package(text)
+    assert (package(text.replace(old, new)) != before) == seen
 
 
 # One key
@@ -1270,6 +1654,8 @@ def test_versions_enter_only_where_the_code_imports_the_distribution(project) ->
         ("return map(getattr, x)", "fpchapter.py:{line}: `getattr` cannot be followed"),
         ("return plain.__globals__[x]", "`plain.__globals__` cannot be followed"),
         ("return plain.__doc__", "`plain.__doc__` cannot be followed"),
+        ("return plain.__annotations__", "`plain.__annotations__` cannot be followed"),
+        ("import inspect\n    return inspect.getsource(plain)", "cannot be followed"),
         ("return Form.__subclasses__()", "`Form.__subclasses__` cannot be followed"),
         ("import sys\n    return sys.modules[x]", "`sys.modules` cannot be followed"),
         ("from importlib import import_module as f\n    return f(x)", "cannot be followed"),

@@ -51,11 +51,15 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(
-    fn: Callable[..., Any], arguments: Mapping[str, Any], apart: frozenset[Unit] = frozenset()
+    fn: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    apart: frozenset[Unit] = frozenset(),
+    *whole: bool,
 ) -> Fingerprint:
     """Follow a stage's function as called with these arguments (by parameter name).
 
     apart: what is not followed, for it cannot change the result.
+    whole: with annotations and docstrings, as wherever a piece of the code may look at them.
     Raises LadderError for code that cannot be followed or changed since it was imported.
     """
     start = Unit(fn.__module__, fn.__qualname__)
@@ -67,7 +71,9 @@ def fingerprint(
         while waiting:
             unit = waiting.pop()
             if unit not in found and unit not in apart:
-                named = reach(unit, tuple(arguments) if unit == start else ())
+                named = reach(unit, tuple(arguments) if unit == start else (), *whole)
+                if named.reads and not whole:
+                    return fingerprint(fn, arguments, apart, True)
                 memory = Memory(unit)
                 found[unit] = named.digest + memory.digest
                 packages |= named.packages

@@ -48,16 +48,19 @@ class Reach(NamedTuple):
     packages: frozenset[str]  # top-level names of other people's packages
     choices: frozenset[Choice]
     words: frozenset[str]  # its attributes and the words of its texts: what may name a method
+    reads: bool  # whether it may look at annotations and docstrings
 
 
 @functools.cache
-def reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
+def reach(unit: Unit, parameters: tuple[str, ...], *whole: bool) -> Reach:
     """What a unit is and names; of a stage's own function, with its parameters.
+
+    whole: with the annotations and docstrings that mostly do nothing.
 
     Raises LadderError, with the line, for what cannot be followed.
     """
-    module = source.read(unit.module)
-    statements = source.statements(*unit)
+    module = source.read(unit.module, *whole)
+    statements = source.statements(*unit, *whole)
     if not statements:
         raise LadderError(f"{module.path}: `{unit.name}` is not defined at module level, so its "
                           "changes would be missed; define it there")  # fmt: skip
@@ -97,6 +100,12 @@ def reach(unit: Unit, parameters: tuple[str, ...]) -> Reach:
             if isinstance(node, ast.Attribute | ast.Constant)
             for word in _words(node)
         ),
+        any(
+            origin in syntax.READERS
+            for name in names & imports.keys()
+            for _place, origin in imports[name]
+        )
+        or any(isinstance(node, ast.Attribute) and node.attr in syntax.READERS for node in nodes),
     )
 
 

@@ -34,7 +34,8 @@ _OPAQUE = {"importlib.import_module", "importlib.reload", "sys.modules"} | {
     f"builtins.{name}"
     for name in ("eval", "exec", "compile", "globals", "locals", "vars", "__import__",
                  "setattr", "delattr")
-} | {"pkgutil.resolve_name", "runpy.run_path", "runpy.run_module"}  # fmt: skip
+} | {"pkgutil.resolve_name", "runpy.run_path", "runpy.run_module", "inspect.getsource",
+     "inspect.getsourcelines", "inspect.getcomments"}  # fmt: skip
 # What is another each time that it is asked, so that no key holds it.
 _PASSING = {f"time.{name}" for name in ("time", "time_ns", "ctime", "localtime", "gmtime")} | {
     "datetime.datetime.now", "datetime.datetime.today", "datetime.datetime.utcnow",
@@ -66,8 +67,11 @@ class Module(NamedTuple):
 
 
 @functools.cache
-def read(name: str) -> Module:
-    """Read a module's source.  Raises LadderError where there is none or it imports `*`."""
+def read(name: str, *whole: bool) -> Module:
+    """Read a module's source; whole, with the annotations and docstrings that mostly do nothing.
+
+    Raises LadderError where there is none or it imports `*`.
+    """
     FOLLOWED.add(name)
     loaded = getattr(sys.modules.get(name), "__file__", None)
     spec = None if loaded else importlib.util.find_spec(name)
@@ -75,8 +79,9 @@ def read(name: str) -> Module:
     if not path.endswith(".py"):
         raise LadderError(f"the source of {name} cannot be found, so its changes would be missed")
     source = _bytes(name, path)
-    tree = cleaned(ast.parse(source, path))
+    tree = ast.parse(source, path)
     imports = imports_among(outside_functions(tree), name, path)
+    tree = tree if any(whole) else cleaned(tree, imports)
     bindings: dict[str, list[ast.stmt]] = {}
     for statement in tree.body:
         for bound in touched(statement, imports):
@@ -164,9 +169,9 @@ def essence(code: CodeType) -> CodeType:
 
 
 @functools.cache
-def statements(place: str, name: str) -> list[ast.stmt]:
+def statements(place: str, name: str, *whole: bool) -> list[ast.stmt]:
     """Those of a module that bind a name, a class's member (`C.run`) or a registry's entry."""
-    module = read(place)
+    module = read(place, *whole)
     if name == WHOLE:
         return module.effects
     name, _, key = name.partition("[")

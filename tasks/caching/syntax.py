@@ -6,6 +6,7 @@ Nothing is run.  Comments, docstrings, annotations of functions and formatting d
 from __future__ import annotations
 
 import ast
+import re
 import symtable
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,19 +14,50 @@ from pathlib import Path
 from typing import Any
 
 from tasks.caching.basics import LadderError
+from tasks.caching.origins import is_ours
 
 DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Imports = dict[str, set[tuple[str, str]]]  # name -> each (module, attribute or "") it may come from
 
 
+# Decorators that look at no annotation and no docstring; so do those of the project's own, unless
+# code that is reached names one of the readers
+_INERT = re.compile(
+    r"(functools\.(?!singledispatch)|contextlib\.|abc\.|typing|enum\.|atexit\.|dataclasses\."
+    r"|torch\.(no_grad|enable_grad|inference_mode|compile)\b|numpy\.vectorize\b"
+    r"|pydantic\.(field_validator|model_validator)\b)"
+)
+READERS = {
+    "get_type_hints", "get_annotations", "getdoc", "getfullargspec", "signature", "singledispatch",
+    "singledispatchmethod", "validate_call", "validate_arguments", "TypeAdapter", "create_model",
+    "model_json_schema", "render_doc", "script", "custom_op", "infer_schema",
+}  # fmt: skip
+
+
 class _Cleaner(ast.NodeTransformer):
     """Drops what changes no result: docstrings, and annotations of functions and variables.
 
-    A class keeps the annotations in its body, which make a model's fields.  Those of a tuple or
-    dataclass are kept as texts: they name its fields, but their types do nothing.
+    A function keeps both where a decorator may look at them.  A class keeps the annotations in its
+    body, which make a model's fields.  Those of a tuple or dataclass are kept as texts: they name
+    its fields, but their types do nothing.
     """
 
     annotations = "dropped"
+
+    def __init__(self, imports: Imports) -> None:
+        self._imports = imports
+
+    def _may_read(self, decorator: ast.expr) -> bool:
+        """Whether a decorator may look at the annotations and docstring of what it decorates."""
+        called = decorator.func if isinstance(decorator, ast.Call) else decorator
+        name, _, rest = ast.unparse(called).partition(".")
+        if name not in self._imports:  # `@f.register`, of a function's own attribute
+            return rest not in ("", "setter", "getter", "deleter")
+        origins = [f"{place}.{inner}".strip(".") for place, inner in self._imports[name]]
+        whole = [f"{each}.{rest}" for each in origins]
+        return not all(is_ours(place) for place, _ in self._imports[name]) and not all(
+            map(_INERT.match, whole)
+        )
 
     def _scope(self, node: Any, annotations: str) -> Any:
         if ast.get_docstring(node, clean=False) is not None:
@@ -44,6 +76,8 @@ class _Cleaner(ast.NodeTransformer):
         return node
 
     def visit_FunctionDef(self, node: Any) -> Any:
+        if any(map(self._may_read, node.decorator_list)):
+            return node
         node.returns = None
         for each in ast.walk(node.args):
             if isinstance(each, ast.arg):
@@ -53,8 +87,17 @@ class _Cleaner(ast.NodeTransformer):
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815 - the library's name
 
     def visit_ClassDef(self, node: ast.ClassDef) -> Any:
-        kinds = [ast.unparse(each) for each in (*node.bases, *node.decorator_list)]
-        as_texts = any("NamedTuple" in kind or "dataclass" in kind for kind in kinds)
+        kinds = [each.func if isinstance(each, ast.Call) else each
+                 for each in (*node.bases, *node.decorator_list)]  # fmt: skip
+        names = [ast.unparse(each).partition(".") for each in kinds]
+        # Where Python's own make the class, and not pydantic's
+        places = {
+            place
+            for first, _, rest in names
+            if "NamedTuple" in f"{first}.{rest}" or "dataclass" in f"{first}.{rest}"
+            for place, _ in self._imports.get(first, ())
+        }
+        as_texts = places and places <= {"typing", "dataclasses"}
         return self._scope(node, "texts" if as_texts else "kept")
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
@@ -65,9 +108,9 @@ class _Cleaner(ast.NodeTransformer):
         return node
 
 
-def cleaned(tree: ast.Module) -> ast.Module:
+def cleaned(tree: ast.Module, imports: Imports) -> ast.Module:
     """The tree itself, without what changes no result; what is left keeps its line numbers."""
-    _Cleaner().visit(tree)
+    _Cleaner(imports).visit(tree)
     return tree
 
 
@@ -150,6 +193,8 @@ def touched(statement: ast.stmt, imports: Imports) -> set[str]:
                 match node:  # ... and so does old = LOSSES.pop("l1")
                     case ast.Call(func=ast.Attribute(value=ast.Name(id=owner))):
                         changed |= {owner} - imports.keys()
+                    case ast.NamedExpr(target=ast.Name(id=owner)):
+                        changed.add(owner)
             return changed
         case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
             return set()  # the script's entry is no part of the module
