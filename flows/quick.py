@@ -30,14 +30,8 @@ from tasks.images.sides import folders_read
 _LARGEST = 1 << 24  # bytes of a memory: a name for each stage
 _YOUNG_NS = 2_000_000_000  # the coarsest clock of a file system steps by two seconds
 _PACKAGES = Path(__file__).resolve().parents[1]
-_ALWAYS = (
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "STEPLADDER_DATA",  # how texts and times are read
-    "CUDA_VISIBLE_DEVICES",
-)  # where --device auto computes
+# How texts and times are read, and where --device auto computes
+_ALWAYS = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "STEPLADDER_DATA", "CUDA_VISIBLE_DEVICES")
 _GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of which one is there with a GPU
 
 

@@ -221,13 +221,24 @@ def _calls_what_changes(module: Any) -> bool:
             continue
         waiting += ((where, each) for each in ast.iter_child_nodes(node))
         if isinstance(node, ast.Call):
-            names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            names = _named(where, node)
             if names & _changing(where):
                 return True
             for target in _targets(where, names) - called:
                 called.add(target)
                 waiting += _bodies(*target)
     return False
+
+
+def _named(module: Any, call: ast.Call) -> set[str]:
+    """The names in a call; not those in a lambda for `stage`, which calls it with a stage."""
+    names = [each for each in ast.walk(call) if isinstance(each, ast.Name)]
+    origins = module.imports.get(getattr(call.func, "id", ""), ())
+    if any(_is_tool(place) for place, _ in origins):
+        later = [each for each in ast.walk(call) if isinstance(each, ast.Lambda)]
+        put_off = {inner for each in later for inner in ast.walk(each.body)}
+        names = [each for each in names if each not in put_off]
+    return {each.id for each in names}
 
 
 def _changing(module: Any) -> set[str]:

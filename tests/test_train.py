@@ -563,8 +563,11 @@ def test_progress_grows_to_the_end() -> None:
 
 
 def test_what_stands_apart_from_a_training_changes_no_bit(monkeypatch, tmp_path: Path) -> None:
-    """Its key leaves out the code that shows how far it is, keeps checkpoints and takes cores."""
-    assert {*train._apart()} == {training.seldom, training.save, threads}
+    """Its key leaves out the code that shows how far it is, keeps checkpoints and takes cores.
+
+    And how long it may take, which only its turn depends on.
+    """
+    assert {*train._apart()} == {training.seldom, training.save, threads, training.expected}
     usual = fitted(quick("mlp"), run=Run(scratch=tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(training, "seldom", lambda _progress: lambda *_told: None)

@@ -26,7 +26,6 @@ from tasks.caching.basics import CommonError, unwritable
 from tasks.caching.call import Observer
 from tasks.caching.cues import Look
 from tasks.caching.differences import some
-from tasks.caching.fingerprint import fingerprint
 from tasks.caching.stage import Stage
 
 _BEAT = 5.0  # seconds between a run's signs of life
@@ -65,7 +64,7 @@ class Contact:
 
     def papers(self, stage: Stage[Any, Any], arguments: Mapping[str, Any], cores: int) -> Papers:
         """Those of a call; what stands for inputs in its arguments must be references."""
-        return Papers(self.folder.name, *fingerprint(stage.fn, arguments), cores)
+        return Papers(self.folder.name, *stage.follow(arguments), cores)
 
     def end(self) -> None:
         """Hear the last of it; workers that still compute for this run see that it has ended."""

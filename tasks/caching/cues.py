@@ -8,7 +8,7 @@ of the record say whether what was stored under the key serves, or why not (`fin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,8 +24,7 @@ from tasks.caching.differences import (
     some,
     told,
 )
-from tasks.caching.fingerprint import fingerprint, storing
-from tasks.caching.reach import Unit
+from tasks.caching.fingerprint import Fingerprint, storing
 from tasks.caching.records import Record, digest_of
 from tasks.caching.refs import inputs_of, plain
 from tasks.caching.store import FORMAT, Store
@@ -194,17 +193,15 @@ class Look:
 
 def look(
     name: str,
-    fn: Callable[..., Any],
+    followed: Fingerprint,
     arguments: Mapping[str, Any],
-    machine: dict[str, Any] | None = None,
-    apart: frozenset[Unit] = frozenset(),
+    machine: dict[str, Any],
 ) -> Look:
-    """Look at all that the result of a stage's function with these arguments depends on.
+    """Look at all that the result of a stage's call depends on, of whose code the fingerprint is.
 
-    machine: what of it changes the last bits.  apart: code that cannot change the result.
-    Raises LadderError for code that cannot be followed.
+    machine: what of it changes the last bits.
     """
-    code, versions = fingerprint(fn, arguments, apart)
+    code, versions = followed
     inputs = Inputs(arguments)
     cues: list[Cue] = [
         Only("stage", name, "it was another stage"),

@@ -16,17 +16,8 @@ from tasks.caching.syntax import DEFINITION, Imports
 # Of a call whose result is kept: most make something, these change something and say what it was
 _CHANGES = re.compile("(set|seed|manual_seed|use|enable|disable|register|install|patch|config)_?")
 _ASKS = ("setattr", "delattr", "exec", "eval")
-_RUNS = (
-    "body",
-    "orelse",
-    "finalbody",
-    "handlers",
-    "cases",
-    "test",
-    "iter",
-    "items",
-    "context_expr",
-)
+_RUNS = ("body", "orelse", "finalbody", "handlers", "cases", "test", "iter", "items",
+         "context_expr")  # fmt: skip
 Bindings = dict[str, list[ast.stmt]]
 
 

@@ -19,7 +19,7 @@ OWN = ("tasks", "flows")
 _MACHINERY = {
     f"tasks.caching.{name}"
     for name in ("stage.stage", "stage.Stage", "stage.Run", "bodies.CORES", "bodies.Cores",
-                 "own.Registry", "refs.Ref", "basics._beside")
+                 "own.Registry", "own.settle", "refs.Ref", "basics._beside")
 }  # fmt: skip
 # `+cpu` and `+cu126` are builds of one release, with libraries of their own: a shared store serves
 # machines with and without a GPU, which the key tells apart where that matters.

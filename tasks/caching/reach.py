@@ -100,12 +100,7 @@ def reach(unit: Unit, parameters: tuple[str, ...], *whole: bool) -> Reach:
             if isinstance(node, ast.Attribute | ast.Constant)
             for word in _words(node)
         ),
-        any(
-            origin in syntax.READERS
-            for name in names & imports.keys()
-            for _place, origin in imports[name]
-        )
-        or any(isinstance(node, ast.Attribute) and node.attr in syntax.READERS for node in nodes),
+        syntax.may_read(nodes, {name: imports.get(name, set()) for name in names}),
     )
 
 

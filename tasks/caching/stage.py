@@ -23,7 +23,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from tasks.caching.basics import LadderError
 from tasks.caching.bodies import MODULES
 from tasks.caching.cues import Look, look
-from tasks.caching.fingerprint import check
+from tasks.caching.fingerprint import Fingerprint, check, fingerprint
 from tasks.caching.machine import arithmetic
 from tasks.caching.reach import Unit
 from tasks.caching.refs import Outcome
@@ -125,8 +125,12 @@ class Stage(Generic[P, R]):
             machine = {"processor": arithmetic(), "threads": cores}
         if self.is_heavy:
             machine["device"] = device
+        return look(self.name, self.follow(arguments), arguments, machine)
+
+    def follow(self, arguments: Mapping[str, Any]) -> Fingerprint:
+        """The code that a call reaches.  Raises LadderError where it cannot be followed."""
         apart = frozenset(Unit(each.__module__, each.__qualname__) for each in self._apart())
-        return look(self.name, self.fn, arguments, machine, apart)
+        return fingerprint(self.fn, arguments, apart)
 
 
 def _stage_named(module: str, name: str) -> Any:

@@ -27,11 +27,12 @@ _INERT = re.compile(
     r"|torch\.(no_grad|enable_grad|inference_mode|compile)\b|numpy\.vectorize\b"
     r"|pydantic\.(field_validator|model_validator)\b)"
 )
-READERS = {
+_READERS = {
     "get_type_hints", "get_annotations", "getdoc", "getfullargspec", "signature", "singledispatch",
     "singledispatchmethod", "validate_call", "validate_arguments", "TypeAdapter", "create_model",
     "model_json_schema", "render_doc", "script", "custom_op", "infer_schema",
 }  # fmt: skip
+_READING = {"typing", "inspect", "functools", "pydantic", "torch", "pydoc", "typing_extensions"}
 
 
 class _Cleaner(ast.NodeTransformer):
@@ -163,6 +164,24 @@ def _unknown(top: str) -> str:
     if not top or top in ("tasks", "flows"):
         return ""
     return f" in {top}, which counts as yours (its .dist-info is missing, or it is editable),"
+
+
+def may_read(nodes: Iterable[ast.AST], imports: Imports) -> bool:
+    """Whether a piece of source, which uses these imports, may look at annotations or docstrings.
+
+    `timm.create_model` is another package's name for something else.
+    """
+    others = {
+        name for name, origins in imports.items()
+        if origins and not any(place.partition(".")[0] in _READING or is_ours(place)
+                               for place, _ in origins)
+    }  # fmt: skip
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and node.attr in _READERS:
+            first = ast.unparse(node).partition(".")[0]
+            if first not in others:
+                return True
+    return any(name in _READERS for origins in imports.values() for _, name in origins)
 
 
 def touched(statement: ast.stmt, imports: Imports) -> set[str]:

@@ -47,12 +47,8 @@ from tasks.rungs.start import start_from
 @stage(
     cores=lambda given, device: threads(given["recipe"].model, CORES.total, device),
     about=lambda given: expected(given["recipe"]),
-    apart=lambda: (
-        threads,
-        expected,
-        seldom,
-        save,
-    ),  # how many cores, who looks on, what a kill may cost
+    # How many cores and how long it takes, who looks on, what a kill may cost
+    apart=lambda: (threads, expected, seldom, save),
 )
 def train(
     training: list[Stack],
