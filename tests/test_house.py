@@ -102,6 +102,7 @@ ENGINE = [
     "locks",
     "cores",
     "records",
+    "columns",
     "values",
     "files",
     "store",

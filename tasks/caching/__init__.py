@@ -29,9 +29,9 @@ Ground: `basics` errors, texts for a terminal, files of others, writing whole or
 `machine` cores, memory, files, a GPU; `yielding` threads that spin; `places` which dataset is
 meant; `locks` turns among processes; `cores` which of them have which cores.
 
-What is stored: `records` checksummed JSON; `values` tensors as Arrow and safetensors files;
-`files` named by their content; `store` all of it under keys; `remote` one that machines share;
-`refs` what stands for it.
+What is stored: `records` checksummed JSON; `columns` of Arrow; `values` tensors as Arrow and
+safetensors files; `files` named by their content; `store` all of it under keys; `remote` one that
+machines share; `refs` what stands for it.
 
 What a result depends on: `origins` whose a module is; `own` functions in users' files; `syntax`
 what a piece of source says; `effects` what a module changes of others; `source` a module's pieces;

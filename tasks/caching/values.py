@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tasks.caching import machine, records
+from tasks.caching import columns, machine, records
 from tasks.caching.basics import DamagedError, LadderError, open_regular, read_regular, unreadable
 from tasks.caching.records import canonical, digest_of
 
@@ -150,41 +150,38 @@ def _load(tree: Any, files: Path) -> Any:
 AROUND = 1 << 20  # bytes that an Arrow file has beside its columns, at most
 
 
-def _ipc(columns: dict[str, pa.Array], metadata: dict[str, str] | None = None) -> memoryview:
-    batch = pa.record_batch(list(columns.values()), names=list(columns))
+def _ipc(held: dict[str, pa.Array], metadata: dict[str, str] | None = None) -> memoryview:
+    batch = pa.record_batch(list(held.values()), names=list(held))
     batch = batch.replace_schema_metadata(metadata) if metadata else batch
     if batch.nbytes <= machine.LARGE:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
         return memoryview(sink.getvalue())
-    held = machine.on_disk(batch.nbytes + AROUND)
-    fixed = pa.FixedSizeBufferWriter(pa.py_buffer(held))
+    mapped = machine.on_disk(batch.nbytes + AROUND)
+    fixed = pa.FixedSizeBufferWriter(pa.py_buffer(mapped))
     with pa.ipc.new_file(fixed, batch.schema) as writer:
         writer.write_batch(batch)
-    return memoryview(held)[: fixed.tell()]
+    return memoryview(mapped)[: fixed.tell()]
 
 
 def _rows(tensor: Tensor) -> pa.Array:
     """tensor[N, ...] -> an Arrow column of N tensors, sharing memory."""
-    values = tensor.contiguous().numpy().reshape(-1)
-    # Not pa.array, which would import numpy.ma in each body's process.
-    kind, buffers = pa.from_numpy_dtype(values.dtype), [None, pa.py_buffer(values)]
-    flat = pa.Array.from_buffers(kind, len(values), buffers, 0)
+    flat = columns.numbers(tensor.contiguous().numpy().reshape(-1))
     shape = list(tensor.shape[1:]) or [1]
     storage = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(shape)))
-    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(kind, shape), storage)
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(flat.type, shape), storage)
 
 
 def _stack_bytes(stack: Stack) -> memoryview:
     digests = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(32), len(stack.names), [None, pa.py_buffer(np.ascontiguousarray(stack.digests))]
     )
-    names = pa.array([name.encode("utf-8", "surrogateescape") for name in stack.names], pa.binary())
-    columns = {"images": _rows(stack.images), "names": names, "digests": digests}
+    names = columns.binaries(name.encode("utf-8", "surrogateescape") for name in stack.names)
+    held = {"images": _rows(stack.images), "names": names, "digests": digests}
     if stack.left_out:
-        return _ipc(columns, {"left_out": json.dumps([*stack.left_out])})
-    return _ipc(columns)
+        return _ipc(held, {"left_out": json.dumps([*stack.left_out])})
+    return _ipc(held)
 
 
 def _tensor_bytes(tensor: Tensor) -> memoryview:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from tasks.caching import columns
 from tasks.caching.basics import (
     DamagedError,
     LadderError,
@@ -70,7 +71,7 @@ def write_listing(root: Path, listing: Listing) -> str:
         size = len(listing.names)
         data = pa.py_buffer(np.ascontiguousarray(listing.digests))
         digests = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), size, [None, data])
-        _write(_listing_path(root, digest), LISTING, [listing.names, digests])
+        _write(_listing_path(root, digest), LISTING, [columns.texts(listing.names), digests])
     return digest
 
 
@@ -108,14 +109,14 @@ def read_index(path: Path) -> dict[str, Seen]:
 
 def write_index(path: Path, index: dict[str, Seen]) -> None:
     """Keep what a scan saw, by label, for the next one."""
-    listings = [seen.listing for seen in index.values()]
-    columns = [
-        *(list(index), listings, [seen.stat.tobytes() for seen in index.values()]),
-        [seen.headers.tobytes() for seen in index.values()],
-        [seen.own.tobytes() for seen in index.values()],
+    parts = [(each.stat, each.headers, each.own) for each in index.values()]
+    held = [
+        columns.texts(index),
+        columns.texts(seen.listing for seen in index.values()),
+        *(columns.binaries(each.tobytes() for each in part) for part in zip(*parts, strict=True)),
     ]
     with contextlib.suppress(LadderError):  # a store that cannot be written only stays slower
-        _write(path, INDEX, columns)
+        _write(path, INDEX, held)
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.RecordBatch | None:
@@ -128,8 +129,8 @@ def _read(path: Path, schema: pa.Schema) -> pa.RecordBatch | None:
     return batch if whole and len(batch) else None
 
 
-def _write(path: Path, schema: pa.Schema, columns: list[Any]) -> None:
+def _write(path: Path, schema: pa.Schema, held: list[pa.Array]) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
+        writer.write_batch(pa.record_batch(held, schema=schema))
     write_atomic(path, memoryview(sink.getvalue()))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tasks.caching import machine
 from tasks.caching.bodies import CORES
+from tasks.caching.columns import numbers, texts
 from tasks.caching.stage import Run
 from tasks.caching.values import Stack
 from tasks.report import seeds, words
@@ -293,18 +294,20 @@ def metrics(results: dict[str, Any]) -> bytes:
             rows.append((name, None, split, *each))
         for label, share in zip(classes, entry["per_class"], strict=True):
             rows.append((name, None, "testing", f"accuracy of {readable(label)}", share))
-    columns = zip(*(row for row in rows if row[-1] is not None), strict=True)
+    names, epochs, splits, kinds, values = zip(
+        *(row for row in rows if row[-1] is not None), strict=True
+    )
     table = pa.table(
-        dict(zip(("recipe", "epoch", "split", "metric", "value"), columns, strict=True)),
-        pa.schema(
-            [
-                ("recipe", pa.string()),
-                ("epoch", pa.int32()),
-                ("split", pa.string()),
-                ("metric", pa.string()),
-                ("value", pa.float64()),
-            ]
-        ),
+        {
+            "recipe": texts(names),
+            "epoch": numbers(
+                np.array([each or 0 for each in epochs], np.int32),
+                np.array([each is None for each in epochs]),
+            ),
+            "split": texts(splits),
+            "metric": texts(kinds),
+            "value": numbers(np.array(values, np.float64)),
+        }
     )
     file = io.BytesIO()
     pq.write_table(table, file)

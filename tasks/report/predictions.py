@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.caching.columns import numbers, texts
 from tasks.report.words import readable
 
 MOST = 100  # classes, up to which each image's probability of every one is kept
@@ -32,29 +33,29 @@ def predictions(
     truth = np.repeat(np.tile(np.arange(len(classes)), len(said)), counts)
     probabilities = np.concatenate([*said.values()])
     likeliest = probabilities.argmax(1)
-    shown = np.array([readable(name) for name in classes])
-    columns = {
-        "split": pa.array(np.repeat([*said], [len(each) for each in said.values()])),
-        "label": pa.array(shown[truth]),
-        "file": pa.array([readable(f) for split in said for names in files[split] for f in names]),
-        "predicted": pa.array(shown[likeliest]),
-        "correct": pa.array(likeliest == truth),
-        "probability": pa.array(probabilities.max(1)),
-        "model": pa.array([model] * len(truth)),
+    shown = [readable(name) for name in classes]
+    held = {
+        "split": texts(split for split, each in said.items() for _ in each),
+        "label": texts(shown[each] for each in truth),
+        "file": texts(readable(f) for split in said for names in files[split] for f in names),
+        "predicted": texts(shown[each] for each in likeliest),
+        "correct": numbers(likeliest == truth),
+        "probability": numbers(probabilities.max(1)),
+        "model": texts([model] * len(truth)),
     }
     if len(classes) <= MOST:
-        every = pa.FixedSizeListArray.from_arrays(probabilities.reshape(-1), len(classes))
-        columns["probabilities"] = every.cast(pa.list_(pa.float32()))
+        every = pa.FixedSizeListArray.from_arrays(numbers(probabilities.reshape(-1)), len(classes))
+        held["probabilities"] = every.cast(pa.list_(pa.float32()))
     file = io.BytesIO()
     pq.write_table(
-        pa.table(columns),
+        pa.table(held),
         file,
         compression="zstd",
         use_dictionary=[*FEW],
         column_encoding={
             name: "BYTE_STREAM_SPLIT"
             for name in ("probability", "probabilities.list.element")
-            if name.partition(".")[0] in columns
+            if name.partition(".")[0] in held
         },
     )
     return file.getvalue()
