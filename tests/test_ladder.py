@@ -436,8 +436,10 @@ def _insist_on_status(project: Project) -> None:
     assert "0 2 * * * UTC" in deployed["ladder/mnist"]["schedules"]
     assert deployed["ladder/mnist"]["next"]
     sample = deployed["ladder/sample"]
-    assert {run["state"] for run in sample["last"][:2]} == {"Completed"}
-    assert all(run["seconds"] > 0 for run in sample["last"][:2])
+    # On a slow machine the schedule may have fired once more, just when the worker ended.
+    ended = [run for run in sample["last"] if run["state"] == "Completed"]
+    assert len(ended) == 2
+    assert all(run["seconds"] > 0 for run in ended)
     assert told["workers"]["stepladder"]
     lines = project.stepladder("status").stdout.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")][:2] == [

@@ -87,10 +87,17 @@ def test_a_run_ends_late_in_one_line_and_goes_on_from_there(
     write_tiny(tmp_path)
     environment = {**prefect_server.environment, "STEPLADDER_DATA": str(tmp_path)}
     run = ["run", "tiny", "--models", "convnet", "--quiet", "--epochs"]
-    done = shell.run([*run, "9000", "--timeout", "6s"], tmp_path, environment)
-    assert done.returncode == 1
-    [line] = done.stderr.splitlines()
-    assert line.startswith("stepladder: the run took longer than 6s: give it more time (timeout)")
+    kept: list[Path] = []
+    for limit in ("6s", "20s", "60s"):  # whichever lets this machine train an epoch
+        done = shell.run([*run, "9000", "--timeout", limit], tmp_path, environment)
+        assert done.returncode == 1
+        [line] = done.stderr.splitlines()
+        start = f"stepladder: the run took longer than {limit}: give it more time (timeout)"
+        assert line.startswith(start.replace("60s", "1m"))
+        kept = [*(tmp_path / "cache" / "scratch").rglob("checkpoint.safetensors")]
+        if kept:
+            break
+    assert len(kept) == 1
     [found, *_] = asked(prefect_server, "flow_runs", sort="START_TIME_DESC", **STARTED)
     assert (found["state"]["type"], found["state"]["name"]) == ("FAILED", "TimedOut")
     tasks, log = last_run(prefect_server)
@@ -98,7 +105,6 @@ def test_a_run_ends_late_in_one_line_and_goes_on_from_there(
     assert tasks["Cancelled"] > 2
     assert len([line for line in log if "took longer" in line]) == 2, "its end, and its state"
     assert not any(words in line for line in log for words in ("Traceback", "was stopped"))
-    [_checkpoint] = (tmp_path / "cache" / "scratch").rglob("checkpoint.safetensors")
 
     done = shell.run([*run, "9000", "--stage-timeout", "2s"], tmp_path, environment)
     assert done.returncode == 3

@@ -104,7 +104,6 @@ class Visit:
     def __init__(self, papers: Papers, root: Path) -> None:
         """Find the run's folder in the store.  Raises CommonError where it cannot be seen."""
         self._folder = root / "sessions" / papers.session
-        self._papers = papers
         self._beat: int | None = None
         self._seen = time.monotonic()
         if not (self._folder / "alive").exists():
@@ -113,15 +112,15 @@ class Visit:
                 "folder with this machine, at the same path (STEPLADDER_DATA says where)"
             )
 
-    def insist_on_same_code(self, look: Look) -> None:
+    def insist_on_same_code(self, look: Look, papers: Papers) -> None:
         """Raise CommonError where this worker's code or packages are not the run's."""
-        code = _others(self._papers.code, look.ingredients["code"])
+        code = _others(papers.code, look.ingredients["code"])
         if code:
             text = f"runs other code: {some(code)} differ{'s' * (len(code) == 1)}"
             raise CommonError(f"the worker on {_host()} {text}; bring its checkout up to date")
-        versions = _others(self._papers.versions, look.ingredients["versions"])
+        versions = _others(papers.versions, look.ingredients["versions"])
         if versions:
-            there, here = look.ingredients["versions"], self._papers.versions
+            there, here = look.ingredients["versions"], papers.versions
             pairs = [f"{name} {there.get(name)}, not {here.get(name)}" for name in versions]
             raise CommonError(f"the worker on {_host()} has {some(pairs)}: install the same there")
 

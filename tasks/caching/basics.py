@@ -67,6 +67,18 @@ class StageError(Exception):
     """A stage's own code failed; carries the traceback of its process."""
 
 
+class SeveralError(LadderError):
+    """Of stages that one task performs, some failed: `each` says by name why."""
+
+    def __init__(self, each: dict[str, Exception]) -> None:
+        super().__init__(told(map(str, each.values())))
+        self.each = each
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it was made, for workers elsewhere."""
+        return type(self), (self.each,)
+
+
 class StoppedError(StageError):
     """A stage did not begin, because its run had been stopped: no failure of its own."""
 

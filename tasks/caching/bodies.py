@@ -34,11 +34,20 @@ class Body(NamedTuple):
     cores: int = 1  # that it has use for
     seconds: float = 0.0  # that it may take; 0 where nobody knows
     timeout: int = 0  # seconds that it is given from when it begins; 0 for any number
+    ahead: str = ""  # a function to call with its arguments once, where many bodies follow
 
     def run(self, progress: Callable[..., None], cores: int) -> Any:
         """Call the function in this process, `progress=` and `cores=` added."""
-        found: Callable[..., Any] = getattr(importlib.import_module(self.module), self.function)
-        return found(*self.arguments, progress=progress, cores=cores)
+        return self._named(self.function)(*self.arguments, progress=progress, cores=cores)
+
+    def prepare(self) -> None:
+        """Do in this process what this body and its like will all need."""
+        if self.ahead:
+            self._named(self.ahead)(*self.arguments)
+
+    def _named(self, function: str) -> Callable[..., Any]:
+        found: Callable[..., Any] = getattr(importlib.import_module(self.module), function)
+        return found
 
 
 class Runner(Protocol):

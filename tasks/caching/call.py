@@ -187,6 +187,7 @@ class Call:
             self._cores,
             (self.last or {}).get("seconds") or self.stage.about(self.arguments),
             self.settings.stage_timeout,
+            "look_ahead",
         )
 
         def progress(*at: Any) -> None:

@@ -101,6 +101,20 @@ def run_body(
     return record.digest, seen
 
 
+def look_ahead(
+    where: tuple[str, str, str],
+    arguments: dict[str, Any],
+    _key: str,
+    settings: Settings,
+    _purpose: str,
+) -> None:
+    """Read the sources that a stage reaches, for processes that are forked from this one."""
+    own.search(settings.places)
+    stage: Stage[Any, Any] = getattr(importlib.import_module(where[0]), where[1])
+    with contextlib.suppress(LadderError):  # the body will say so
+        stage.follow(arguments)
+
+
 def _earlier(
     store: Store, stage: str, ingredients: dict[str, Any], last: str, since: int, *but: str
 ) -> Iterator[tuple[Any, Any]]:

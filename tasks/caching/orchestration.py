@@ -1,7 +1,8 @@
 """All that the engine says to Prefect: tasks and their states, run log, progress, tags.
 
 Each stage that a flow calls becomes a Prefect task named after it, such as mean[7], which is given
-and gives references.  Found and verified, it ends in the state Cached.
+and gives references.  Found and verified, it ends in the state Cached.  Where a flow calls one
+stage very often in a row, a task performs many of these calls: each task costs some 50 ms.
 
 We keep the records ourselves instead of using Prefect's result storage: that one reads pickle,
 does not verify, and hands out torn files after a crash.
@@ -17,17 +18,16 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.exceptions import UpstreamTaskError
-from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -38,16 +38,21 @@ from tasks.caching.basics import (
     CommonError,
     LadderError,
     OvertimeError,
+    SeveralError,
     StageError,
     StoppedError,
     in_brief,
     spelled,
     told,
 )
+from tasks.caching.bodies import Runner
 from tasks.caching.call import Call, Observer, Settings, silent
-from tasks.caching.refs import Ref, replaced
+from tasks.caching.refs import Ref, replaced, within
 from tasks.caching.session import OPENING, Session
 from tasks.caching.stage import SESSION, Stage
+
+_MOST_ALONE = 64  # calls of a stage in a row that get a task each
+_TOGETHER = 32  # of more, so many share one
 
 OBSERVER: ContextVar[Observer] = ContextVar("observer", default=silent)  # is told what Prefect is
 AUDIT: ContextVar[tuple[str, ...]] = ContextVar("audit", default=())  # for sessions begun here
@@ -79,7 +84,9 @@ class Orchestrated(Session):
         super().__init__(replace(settings, audit=AUDIT.get()))
         self.runner = process.Processes()
         self.futures: list[Any] = []
-        self._fallen: list[Any] = []  # futures of rungs that failed, which end no run
+        self._names: dict[Any, list[str]] = {}  # of the stages that each future is of, by its id
+        self._held: list[Promise] = []  # calls of one stage in a row, not yet handed on
+        self._fallen: set[str] = set()  # stages of rungs that failed, which end no run
         self.tags = functools.cache(limited)
         self._contact: Contact | None = None  # with workers elsewhere
         self._cluster: Cluster | None = None  # where these are of a kind that we know
@@ -102,24 +109,52 @@ class Orchestrated(Session):
         self._cluster = runner if hasattr(runner, "granting") else None
         return self
 
-    def call(self, stage: Stage[Any, Any], name: str, arguments: dict[str, Any]) -> Any:
-        """Hand a stage to the flow's task runner; gives a Prefect future of its reference."""
+    def call(self, stage: Stage[Any, Any], name: str, arguments: dict[str, Any]) -> Promise:
+        """Have a stage performed; gives what stands for its reference.
+
+        It waits for the next call, which tells whether it is one of many.
+        """
         self._insist_on_time()
+        held = self._held and self._held[0].stage
+        if held is not stage or any(each.share is None for each in within(arguments, _is_promise)):
+            self._hand_on()
+        promise = Promise(stage, name, arguments)
+        self._held.append(promise)
+        return promise
+
+    def _hand_on(self) -> None:
+        """Submit what is held, to the flow's task runner."""
+        held, self._held = self._held, []
+        size = _TOGETHER if len(held) > _MOST_ALONE and not held[0].stage.is_heavy else 1
+        for start in range(0, len(held), size):
+            self._submit(held[start : start + size])
+
+    def _submit(self, promises: list[Promise]) -> None:
+        """Submit calls of one stage as one task."""
+        stage = promises[0].stage
         task = _task(stage)
         if stage.is_heavy:
             task = task.with_options(tags=self.tags(stage.name))
+        calls = [(each.name, replaced(each.arguments, _is_promise, _share)) for each in promises]
         with contextlib.ExitStack() as granted:
             papers = None
             if self._contact:
-                cores = stage.cores(arguments, self.settings.device)
-                known = replaced(arguments, _is_future, lambda _future: Ref(""))
-                papers = self._contact.papers(stage, known, cores)
+                papers = [self._papers(each) for each in promises]
                 if self._cluster:
                     device = self.settings.device if stage.is_heavy else "cpu"
+                    cores = max(each.cores for each in papers)
                     granted.enter_context(self._cluster.granting(cores, device))
-            future = task.submit(name, arguments, self.settings, papers)
+            future = task.submit(calls, self.settings, papers)
         self.futures.append(future)
-        return future
+        self._names[id(future)] = [each.name for each in promises]
+        for place, promise in enumerate(promises):
+            promise.share = Share(future, place)
+
+    def _papers(self, promise: Promise) -> Papers:
+        assert self._contact
+        cores = promise.stage.cores(promise.arguments, self.settings.device)
+        known = replaced(promise.arguments, _is_promise, lambda each: Ref(each.name))
+        return self._contact.papers(promise.stage, known, cores)
 
     def stop(self) -> None:
         """End what this run still computes, here and elsewhere."""
@@ -129,17 +164,26 @@ class Orchestrated(Session):
 
     def fallen(self, rungs: Mapping[str, Iterable[Any]]) -> dict[str, str]:
         """Wait for their stages; of those that failed of themselves, why, in one line."""
+        self._hand_on()
         why = {}
-        for name, futures in rungs.items():
-            failures = [error for future in futures if (error := self._failure(future))]
+        for name, promises in rungs.items():
+            parts = {each.name: self._failures(_share(each).refs) for each in promises}
+            failures = [each[part] for part, each in parts.items() if part in each]
             if failures and not any(isinstance(each, CommonError) for each in failures):
-                self._fallen += futures
+                self._fallen |= parts.keys()
                 text = in_brief(failures[0])
                 why[name] = text.partition(f"[{name}]: ")[2] or text
         return why
 
+    def _failures(self, future: Any) -> dict[str, Exception]:
+        """Why stages of a task failed, by name."""
+        failure = self._failure(future)
+        if isinstance(failure, SeveralError):
+            return failure.each
+        return dict.fromkeys(self._names.get(id(future), [""]), failure) if failure else {}
+
     def _failure(self, future: Any) -> Exception | None:
-        """Why a stage failed, see `_failure`; whatever keeps this from waiting ends the run."""
+        """Why a task failed, see `_failure`; whatever keeps this from waiting ends the run."""
         try:
             if self._cluster:
                 self._cluster.wait(future)
@@ -170,8 +214,9 @@ class Orchestrated(Session):
 
         Raises LadderError that names each stage that failed of itself, and is of no fallen rung.
         """
-        waited = [each for each in self.futures if each not in self._fallen]
-        failures = [error for future in waited if (error := self._failure(future))]
+        self._hand_on()
+        found = [each for future in self.futures for each in self._failures(future).items()]
+        failures = [error for name, error in found if name not in self._fallen]
         self._timer.cancel()
         if self._contact:
             self._contact.end()
@@ -182,34 +227,68 @@ class Orchestrated(Session):
             raise LadderError("\n".join([*once(others), *[told(once(mistakes))] * bool(mistakes)]))
         if FlowRunContext.get():
             get_run_logger().info(summary(self.results().values()))
-        ref: Ref = handle.result()
-        return ref
+        refs, place = _share(handle)
+        return _taken(Share(refs.result(), place))
 
     def results(self) -> dict[str, Ref]:
         """The reference of every stage that gave one, by name; for when all have finished."""
         done = [each for each in self.futures if each.state.is_completed()]
-        refs: list[Ref] = [future.result() for future in done]
-        return {ref.label: ref for ref in refs}
+        return {ref.label: ref for future in done for ref in future.result()}
 
 
 # Tasks
 
 
+class Promise:
+    """What stands for the result of a call until a task has it: a flow hands it on."""
+
+    def __init__(self, stage: Stage[Any, Any], name: str, arguments: dict[str, Any]) -> None:
+        self.stage, self.name, self.arguments = stage, name, arguments
+        self.share: Share | None = None  # once it is submitted
+
+
+class Share(NamedTuple):
+    """A call's part of what its task gives."""
+
+    refs: Any  # a Prefect future of the references, which is these themselves inside a task
+    place: int
+
+
+def _is_promise(value: Any) -> bool:
+    return isinstance(value, Promise)
+
+
+def _share(promise: Promise) -> Share:
+    assert promise.share, "what a call is given is submitted before it"
+    return promise.share
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, Share)
+
+
+def _taken(share: Share) -> Ref:
+    ref: Ref = share.refs[share.place]
+    return ref
+
+
+Calls = list[tuple[str, dict[str, Any]]]  # names and arguments of calls of one stage
+
+
 @functools.cache
 def _task(stage: Stage[Any, Any]) -> Task[..., Any]:
-    """The Prefect task of a stage."""
+    """The Prefect task of calls of a stage: most often of one, which then is its name."""
 
-    def perform(
-        name: str, arguments: dict[str, Any], settings: Settings, papers: Papers | None
-    ) -> Any:
+    def perform(calls: Calls, settings: Settings, papers: list[Papers] | None) -> Any:
+        calls = [(name, replaced(given, _is_share, _taken)) for name, given in calls]
         try:
             if papers:
-                return _perform_abroad(stage, name, arguments, settings, papers)
-            return _perform(stage, name, arguments, settings)
+                return _ended(_perform_abroad(stage, calls, settings, papers))
+            return _ended(_perform(stage, calls, settings))
         except StoppedError as error:
             return Cancelled(message=str(error))
 
-    named: Any = lambda parameters: spoken(parameters["name"])  # noqa: E731
+    named: Any = lambda parameters: _spoken([name for name, _given in parameters["calls"]])  # noqa: E731
     return Task(
         perform,
         name=stage.name,
@@ -220,41 +299,73 @@ def _task(stage: Stage[Any, Any]) -> Task[..., Any]:
     )
 
 
-def _perform(
-    stage: Stage[Any, Any], name: str, arguments: dict[str, Any], settings: Settings
-) -> Any:
+def _perform(stage: Stage[Any, Any], calls: Calls, settings: Settings) -> list[Ref]:
     """The body of a task in the run's own process."""
     session = SESSION.get(None)
-    runner = session.runner if isinstance(session, Session) else process.Processes()
-    return _ended(Call(stage, name, arguments, settings, runner, Telling(name)).perform())
+    own_runner = session.runner if isinstance(session, Session) else None
+    processes = own_runner if isinstance(own_runner, process.Processes) else process.Processes()
+
+    def perform(name: str, arguments: dict[str, Any], runner: Runner) -> Ref:
+        return Call(stage, name, arguments, settings, runner, Telling(name)).perform()
+
+    return _all_of(calls, processes, perform)
 
 
 def _perform_abroad(
-    stage: Stage[Any, Any],
-    name: str,
-    arguments: dict[str, Any],
-    settings: Settings,
-    papers: Papers,
-) -> Any:
+    stage: Stage[Any, Any], calls: Calls, settings: Settings, papers: list[Papers]
+) -> list[Ref]:
     """The body of a task on a worker elsewhere.  Raises CommonError where that does not agree."""
     Plainly.begin()
-    visit = Visit(papers, Path(settings.cache))
+    visit = Visit(papers[0], Path(settings.cache))
     own.search(settings.places)
     token = OBSERVER.set(visit.tell)
+    shown = {name: each for (name, _given), each in zip(calls, papers, strict=True)}
+
+    def perform(name: str, arguments: dict[str, Any], runner: Runner) -> Ref:
+        cores = shown[name].cores
+        call = Call(stage, name, arguments, settings, runner, Telling(name), cores)
+        visit.insist_on_same_code(call.look, shown[name])
+        return call.perform()
+
     try:
-        runner = process.Processes(visit.is_over)
-        call = Call(stage, name, arguments, settings, runner, Telling(name), papers.cores)
-        visit.insist_on_same_code(call.look)
-        return _ended(call.perform())
+        return _all_of(calls, process.Processes(visit.is_over), perform)
     finally:
         OBSERVER.reset(token)
 
 
-def _ended(ref: Ref) -> Any:
-    """What a task gives: a Cached state, or the reference of what was computed."""
-    if ref.outcome.state == "ran":
-        return ref
-    return Completed(name="Cached", message=f"same key as before: {ref.key[:12]}", data=ref)
+def _all_of(
+    calls: Calls,
+    processes: process.Processes,
+    perform: Callable[[str, dict[str, Any], Runner], Ref],
+) -> list[Ref]:
+    """The references of all calls.
+
+    Where some fail the others are performed, and SeveralError says which; what keeps all from
+    running is raised at once.
+    """
+    if len(calls) == 1:
+        return [perform(*calls[0], processes)]
+    refs: list[Ref] = []
+    failures: dict[str, Exception] = {}
+    with processes.together() as runner:
+        for name, arguments in calls:
+            try:
+                refs.append(perform(name, arguments, runner))
+            except (CommonError, StoppedError):
+                raise
+            except (LadderError, StageError) as error:
+                failures[name] = error
+    if failures:
+        raise SeveralError(failures)
+    return refs
+
+
+def _ended(refs: list[Ref]) -> Any:
+    """What a task gives: a Cached state, or the references of what was computed."""
+    if any(ref.outcome.state == "ran" for ref in refs):
+        return refs
+    keys = ", ".join(ref.key[:12] for ref in refs[:3]) + " ..." * (len(refs) > 3)
+    return Completed(name="Cached", message=f"same key as before: {keys}", data=refs)
 
 
 def limited(stage: str) -> set[str]:
@@ -271,10 +382,6 @@ def limited(stage: str) -> set[str]:
     except ObjectNotFound:
         return set()
     return {stage}
-
-
-def _is_future(value: Any) -> bool:
-    return isinstance(value, PrefectFuture)
 
 
 def _failure(future: Any) -> Exception | None:
@@ -443,3 +550,9 @@ class Gauge:
 def spoken(name: str) -> str:
     """A stage's name as Prefect's pages show it: train[mlp, ...] without the brackets."""
     return name.removesuffix("]").replace("[", " ", 1)
+
+
+def _spoken(names: list[str]) -> str:
+    """What a task of these stages is called."""
+    first, last = spoken(names[0]), spoken(names[-1])
+    return first if len(names) == 1 else f"{first} to {last.partition(' ')[2]}"

@@ -29,7 +29,7 @@ from typing import Any
 
 from tasks.caching import bodies, machine
 from tasks.caching.basics import CommonError, LadderError, StageError, StoppedError, spelled
-from tasks.caching.bodies import CORES, Body
+from tasks.caching.bodies import CORES, Body, Runner
 from tasks.caching.yielding import yield_to_others
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
@@ -82,30 +82,63 @@ class Processes:
 
         When no process can be started, raises CommonError and lets none start after it.
         """
+        with contextlib.ExitStack() as held:
+            cores = held.enter_context(CORES.hold(body.cores, body.seconds, self.is_stopped))
+            arguments = (_ROOT, body, cores, dict(os.environ))
+            process, receiver = held.enter_context(self.started(_child, arguments))
+            return self.heard(receiver, process, body, progress)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[Runner]:
+        """A runner for many short bodies, one after another: each in a fork of one process.
+
+        Which has read their sources, and starts one in some milliseconds.
+        """
+        runner = _Together(self)
+        try:
+            yield runner
+        finally:
+            runner.end()
+
+    @contextlib.contextmanager
+    def started(
+        self, target: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> Iterator[tuple[BaseProcess, Connection]]:
+        """A process inside, and where it answers."""
         if multiprocessing.current_process().daemon:
             # Those of somebody else's pool may not have children; ours end with them.
             multiprocessing.current_process().daemon = False
         warm_up()
-        with CORES.hold(body.cores, body.seconds, self.is_stopped) as held:
-            process, receiver = self._start((_ROOT, body, held, dict(os.environ)))
-            try:
-                with receiver:
-                    end = time.monotonic() + (body.timeout or math.inf)
-                    return _listen(receiver, process, progress, lambda: self._wait(receiver, end))
-            except TimeoutError:
-                raise LadderError(
-                    f"it took longer than {spelled(body.timeout)}: give stages more time "
-                    "(stage_timeout), or it less to do; the next run goes on from what it saved"
-                ) from None
-            except StageError:
-                if self._stopped:
-                    raise StoppedError("its run was stopped") from None
-                raise
-            finally:
-                process.kill()
-                process.join()
-                self._running.discard(process)
-                process.close()  # an error that is kept would keep its descriptors
+        process, receiver = self._start(target, arguments)
+        try:
+            with receiver:
+                yield process, receiver
+        finally:
+            process.kill()
+            process.join()
+            self._running.discard(process)
+            process.close()  # an error that is kept would keep its descriptors
+
+    def heard(
+        self,
+        receiver: Connection,
+        process: BaseProcess,
+        body: Body,
+        progress: Callable[..., None],
+    ) -> Any:
+        """What a body gives that has begun.  Raises what it did, and LadderError if it is late."""
+        end = time.monotonic() + (body.timeout or math.inf)
+        try:
+            return _listen(receiver, process, progress, lambda: self._wait(receiver, end))
+        except TimeoutError:
+            raise LadderError(
+                f"it took longer than {spelled(body.timeout)}: give stages more time "
+                "(stage_timeout), or it less to do; the next run goes on from what it saved"
+            ) from None
+        except StageError:
+            if self._stopped:
+                raise StoppedError("its run was stopped") from None
+            raise
 
     def _wait(self, receiver: Connection, end: float) -> None:
         """Wait for a message.
@@ -130,19 +163,21 @@ class Processes:
             with contextlib.suppress(ValueError):  # it has ended just now
                 process.kill()
 
-    def _start(self, arguments: tuple[Any, ...]) -> tuple[BaseProcess, Connection]:
-        """Start a body's process; gives it and where it answers."""
+    def _start(
+        self, target: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> tuple[BaseProcess, Connection]:
+        """Start a process; gives it and where it answers."""
         with _starting, _without_main():
             if self._stopped:
                 raise StoppedError("its run was stopped before it began")
             with contextlib.ExitStack() as on_failure:
                 try:
                     insist_on_descriptors()
-                    receiver, sender = _FORK_SERVER.Pipe(duplex=False)
+                    receiver, sender = _FORK_SERVER.Pipe()
                     on_failure.enter_context(receiver)
                     with sender:
                         process = _FORK_SERVER.Process(
-                            target=_child, args=(sender, *arguments), daemon=True
+                            target=target, args=(sender, *arguments), daemon=True
                         )
                         process.start()
                 except (OSError, EOFError) as error:
@@ -151,6 +186,44 @@ class Processes:
                 on_failure.pop_all()
             self._running.add(process)
             return process, receiver
+
+
+class _Together:
+    """A runner that has one process fork for each body; after a failure it takes another."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._held = contextlib.ExitStack()
+        self._one: tuple[BaseProcess, Connection] | None = None
+
+    def run(self, body: Body, progress: Callable[..., None]) -> Any:
+        """Run a body, as `Processes.run` does."""
+        with CORES.hold(body.cores, body.seconds, self.is_stopped) as cores:
+            if self._one is None:
+                self._one = self._held.enter_context(self._processes.started(_fork_each, (_ROOT,)))
+            process, connection = self._one
+            try:
+                with contextlib.suppress(OSError):  # it is gone, as we are about to hear
+                    connection.send((body, cores, dict(os.environ)))
+                found = self._processes.heard(connection, process, body, progress)
+                connection.recv()  # that the fork has ended, too
+            except BaseException:
+                self.end()
+                raise
+            return found
+
+    def end(self) -> None:
+        """End the process that forks, and with it what it runs."""
+        self._one = None
+        self._held.close()
+
+    def stop(self) -> None:
+        """End all bodies of the run."""
+        self._processes.stop()
+
+    def is_stopped(self) -> bool:
+        """Whether the run ends."""
+        return self._processes.is_stopped()
 
 
 def _listen(
@@ -165,7 +238,9 @@ def _listen(
             kind, payload = receiver.recv()
         except (EOFError, OSError):  # nothing more, or half a message
             process.join()
-            code = process.exitcode or 0
+            kind, payload = "ended", process.exitcode or 0
+        if kind == "ended":
+            code = payload
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             hint = " (often too little memory)" if code == -signal.SIGKILL else ""
             raise StageError(f"its process ended with {cause}{hint}") from None
@@ -181,14 +256,56 @@ def _listen(
             return payload
 
 
-def _child(
-    sender: Connection, root: str, body: Body, cores: int, environment: dict[str, str]
-) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _fork_each(connection: Connection, root: str) -> None:
+    """Fork for each body that comes, and say when that has ended, and how."""
+    _begin()
+    is_prepared = False
+    while True:
+        try:
+            body, cores, environment = connection.recv()
+        except EOFError:
+            return
+        _adopt(environment)
+        if not is_prepared and root == _ROOT:
+            body.prepare()
+            is_prepared = True
+        ours, theirs = os.pipe()  # which closes when this process ends, however that comes
+        child = os.fork()
+        if not child:
+            os.close(theirs)
+            try:
+                _child(connection, root, body, cores, environment, ours)
+            finally:
+                os._exit(0)  # whose exit functions are not this one's
+        os.close(ours)
+        _child_id, status = os.waitpid(child, 0)
+        os.close(theirs)
+        connection.send(("ended", os.waitstatus_to_exitcode(status)))
+
+
+def _begin(*also: int) -> None:
+    """End with the parent, and with whoever else holds the other end of a pipe."""
+    threading.Thread(target=_end_with_parent, args=also, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _adopt(environment: dict[str, str]) -> None:
+    """Take the environment of the run, which may be another than when the server began."""
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
-    os.environ.update(environment)  # which may be another than when the server began
+    os.environ.update(environment)
+
+
+def _child(
+    sender: Connection,
+    root: str,
+    body: Body,
+    cores: int,
+    environment: dict[str, str],
+    *also: int,
+) -> None:
+    _begin(*also)
+    _adopt(environment)
     gc.freeze()  # to look at what was imported would copy it into this process
     gc.enable()
     keep_freed_memory()
@@ -221,10 +338,10 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 2**30)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(*also: int) -> None:
     parent = parent_process()
     if parent is not None:
-        wait([parent.sentinel])
+        wait([parent.sentinel, *also])
         os._exit(1)
 
 

@@ -80,7 +80,7 @@ def is_input(value: Any) -> bool:
 
 def inputs_of(value: Any) -> Iterator[Any]:
     """The references inside an argument, in order."""
-    return _inside(value, is_input)
+    return within(value, is_input)
 
 
 def loaded(value: Any, root: Path) -> Any:
@@ -88,18 +88,19 @@ def loaded(value: Any, root: Path) -> Any:
     return replaced(value, is_input, lambda each: each.load(root))
 
 
-def _inside(value: Any, is_one: Callable[[Any], bool]) -> Iterator[Any]:
+def within(value: Any, is_one: Callable[[Any], bool]) -> Iterator[Any]:
+    """The parts of an argument that are one, in order, wherever they stand."""
     if is_one(value):
         yield value
     for _name, item in _parts(value):
-        yield from _inside(item, is_one)
+        yield from within(item, is_one)
 
 
 def replaced(value: Any, is_one: Callable[[Any], bool], instead: Callable[[Any], Any]) -> Any:
     """An argument with something instead of each one inside it, wherever it stands."""
     if is_one(value):
         return instead(value)
-    if not any(True for _ in _inside(value, is_one)):
+    if not any(True for _ in within(value, is_one)):
         return dict(value) if isinstance(value, Mapping) else value
     parts = {name: replaced(item, is_one, instead) for name, item in _parts(value)}
     if isinstance(value, BaseModel):
