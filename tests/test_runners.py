@@ -123,15 +123,15 @@ def test_a_worker_agrees_with_the_run_or_refuses(tmp_path: Path) -> None:
     papers = contact.papers(mean, arguments, 1)
     visit = Visit(papers, tmp_path)
     look = mean.look(arguments)
-    visit.insist_on_same_code(look)
+    visit.insist_on_same_code(look, papers)
 
     code = {**papers.code, "tasks.rungs.baseline.mean": "other", "tasks.rungs.gone": "code"}
     said = r"runs other code: tasks.rungs.baseline.mean, tasks.rungs.gone differ; bring"
     with pytest.raises(CommonError, match=said):
-        Visit(papers._replace(code=code), tmp_path).insist_on_same_code(look)
+        visit.insist_on_same_code(look, papers._replace(code=code))
     older = {**papers.versions, "torch": "2.11.0"}
     with pytest.raises(CommonError, match=r"has torch 2\S+, not 2.11.0: install the same there"):
-        Visit(papers._replace(versions=older), tmp_path).insist_on_same_code(look)
+        visit.insist_on_same_code(look, papers._replace(versions=older))
     with pytest.raises(CommonError, match=r"does not see this run in .*elsewhere: have it share"):
         Visit(papers, tmp_path / "elsewhere")
     assert not visit.is_over()

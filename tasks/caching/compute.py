@@ -18,6 +18,7 @@ import torch
 from tasks.caching import own
 from tasks.caching.basics import DamagedError, LadderError
 from tasks.caching.call import Settings
+from tasks.caching.fingerprint import KNOWN
 from tasks.caching.refs import Ref, inputs_of
 from tasks.caching.refs import loaded as loaded_argument
 from tasks.caching.stage import Run, Stage, nothing
@@ -110,6 +111,7 @@ def look_ahead(
 ) -> None:
     """Read the sources that a stage reaches, for processes that are forked from this one."""
     own.search(settings.places)
+    KNOWN.set({})
     stage: Stage[Any, Any] = getattr(importlib.import_module(where[0]), where[1])
     with contextlib.suppress(LadderError):  # the body will say so
         stage.follow(arguments)

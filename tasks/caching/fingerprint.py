@@ -19,6 +19,7 @@ import hashlib
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ _STORING = (
     ("tasks.caching.files", "Files.save"),
     ("tasks.caching.compute", "run_body"),
 )
+# Those that a run knows: where its bodies run elsewhere, no value in memory changes meanwhile
+KNOWN: ContextVar[dict[Any, Fingerprint] | None] = ContextVar("known", default=None)
 _TURN = threading.RLock()  # Python 3.11 counts the depth of syntax trees across threads
 
 
@@ -54,14 +57,35 @@ def fingerprint(
     fn: Callable[..., Any],
     arguments: Mapping[str, Any],
     apart: frozenset[Unit] = frozenset(),
-    *whole: bool,
 ) -> Fingerprint:
     """Follow a stage's function as called with these arguments (by parameter name).
 
     apart: what is not followed, for it cannot change the result.
-    whole: with annotations and docstrings, as wherever a piece of the code may look at them.
     Raises LadderError for code that cannot be followed or changed since it was imported.
     """
+    known, asked = KNOWN.get(), _asked(fn, arguments, apart)
+    if known is None:
+        return _followed(fn, arguments, apart)
+    if asked not in known:
+        known[asked] = _followed(fn, arguments, apart)
+    return known[asked]
+
+
+def _asked(
+    fn: Callable[..., Any], arguments: Mapping[str, Any], apart: frozenset[Unit]
+) -> tuple[Any, ...]:
+    """All of a call that its fingerprint depends on: the types that arrive, and what is chosen."""
+    choices = reach(Unit(fn.__module__, fn.__qualname__), tuple(arguments)).choices
+    chosen = ((each, target) for each in choices for target in _chosen(each, arguments))
+    return fn, apart, frozenset(_kinds(arguments)), frozenset(chosen)
+
+
+def _followed(
+    fn: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    apart: frozenset[Unit],
+    *whole: bool,
+) -> Fingerprint:
     start = Unit(fn.__module__, fn.__qualname__)
     found: dict[Unit, str] = {}
     packages: set[str] = set()
@@ -73,7 +97,7 @@ def fingerprint(
             if unit not in found and unit not in apart:
                 named = reach(unit, tuple(arguments) if unit == start else (), *whole)
                 if named.reads and not whole:
-                    return fingerprint(fn, arguments, apart, True)
+                    return _followed(fn, arguments, apart, True)
                 memory = Memory(unit)
                 found[unit] = named.digest + memory.digest
                 packages |= named.packages
@@ -149,7 +173,7 @@ def _brought(arguments: Mapping[str, Any], words: set[str]) -> Iterator[Unit]:
 
     And what is called without a mention: `load` of an input, special methods of anything else.
     """
-    for kind, loaded in {(type(value), is_input(value)): None for value in _flat(arguments)}:
+    for kind, loaded in _kinds(arguments):
         for owner in kind.__mro__:
             if is_followed(owner.__module__, owner.__qualname__):
                 for name in [*vars(owner)]:  # which another thread may add to
@@ -158,6 +182,11 @@ def _brought(arguments: Mapping[str, Any], words: set[str]) -> Iterator[Unit]:
                     if wanted or name in words:
                         # What @dataclass wrote, say, stands in no source.
                         yield from [unit] if source.statements(*unit) else _put_there(owner, name)
+
+
+def _kinds(arguments: Mapping[str, Any]) -> dict[tuple[type, bool], None]:
+    """The types of all that arrives, and whether it is a reference, in order."""
+    return {(type(value), is_input(value)): None for value in _flat(arguments)}
 
 
 def _put_there(owner: type, name: str) -> Iterator[Unit]:

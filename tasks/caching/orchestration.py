@@ -47,6 +47,7 @@ from tasks.caching.basics import (
 )
 from tasks.caching.bodies import Runner
 from tasks.caching.call import Call, Observer, Settings, silent
+from tasks.caching.fingerprint import KNOWN
 from tasks.caching.refs import Ref, replaced, within
 from tasks.caching.session import OPENING, Session
 from tasks.caching.stage import SESSION, Stage
@@ -96,6 +97,7 @@ class Orchestrated(Session):
     def begin(self) -> Self:
         """Begin as any session; the fork server imports torch meanwhile."""
         super().begin()
+        KNOWN.set({})
         Plainly.begin()
         self._timer.daemon = True
         if self.settings.timeout:

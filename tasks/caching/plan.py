@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from tasks.caching.call import Call, Settings
 from tasks.caching.cues import Look, waits_for
+from tasks.caching.fingerprint import KNOWN
 from tasks.caching.refs import Ref, inputs_of
 from tasks.caching.session import Session, opening
 from tasks.caching.stage import SESSION, Stage
@@ -59,6 +60,7 @@ class Asleep(Session):
     def begin(self) -> Self:
         """Look up the stages that are called from now on."""
         SESSION.set(self)
+        KNOWN.set({})
         return self
 
     def call(self, stage: Stage[Any, Any], name: str, arguments: dict[str, Any]) -> Any:

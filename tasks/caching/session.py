@@ -19,6 +19,7 @@ from typing import Any, Self
 from tasks.caching import machine
 from tasks.caching.bodies import Here, Runner
 from tasks.caching.call import Call, Observer, Settings, silent
+from tasks.caching.fingerprint import KNOWN
 from tasks.caching.refs import Ref
 from tasks.caching.stage import SESSION, Stage
 from tasks.caching.store import Store
@@ -47,6 +48,7 @@ class Session:
         weakref.finalize(self, os.close, store.share())
         store.drop_left()
         SESSION.set(self)
+        KNOWN.set(None)  # bodies run here, and may change what lies in memory
         return self
 
     def call(self, stage: Stage[Any, Any], name: str, arguments: dict[str, Any]) -> Any:

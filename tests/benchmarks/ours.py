@@ -15,7 +15,9 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 from torch import Tensor
 
-from flows.ladder import open_session
+from tasks.caching.basics import cache_root
+from tasks.caching.call import Settings
+from tasks.caching.orchestration import begin
 from tasks.caching.process import keep_freed_memory
 from tasks.caching.stage import Run
 from tasks.caching.values import Stack
@@ -146,7 +148,7 @@ def steps(recipe: Recipe, seconds: float) -> tuple[float, float]:
 @flow(name="baselines", task_runner=ThreadPoolTaskRunner(max_workers=64))
 def baselines(dataset: Path) -> None:
     """The ladder's first half: scan to baselines."""
-    session = open_session(dataset, "cpu", [], "")
+    session = begin(Settings(str(cache_root()), str(dataset)))
     data = scan(dataset, Path(session.settings.cache))
     training, testing = (
         [decode[f.label](f) for f in side] for side in (data.training, data.testing)
