@@ -18,7 +18,7 @@ from tasks.caching.plan import Asleep
 from tasks.caching.session import Session
 
 CHAPTER = """
-import functools, glob, importlib.util, io, os, random, subprocess, urllib.request
+import functools, glob, importlib.util, io, os, random, subprocess, tempfile, urllib.request
 from pathlib import Path
 import numpy as np
 from tasks.caching.stage import stage
@@ -98,6 +98,42 @@ def made() -> str:
 def drawn() -> float:
     return random.random() + float(np.random.rand())
 
+LOOKS = {
+    "exists": lambda: os.path.exists(HERE / "maybe"),
+    "isfile": lambda: os.path.isfile(HERE / "maybe"),
+    "is_dir": lambda: (HERE / "maybe").is_dir(),
+    "lexists": lambda: os.path.lexists(HERE / "maybe"),
+    "size": lambda: (HERE / "limits.json").stat().st_size,
+    "getsize": lambda: os.path.getsize(HERE / "limits.json"),
+    "size_of_link": lambda: os.stat(HERE / "link", follow_symlinks=False).st_size,
+    "mtime": lambda: os.path.getmtime(HERE / "limits.json"),
+    "time": lambda: os.stat(HERE / "limits.json").st_mtime_ns,
+    "row": lambda: list(os.stat(HERE / "limits.json"))[6],
+    "access": lambda: os.access(HERE / "limits.json", os.X_OK),
+    "link": lambda: os.readlink(HERE / "link"),
+    "followed": lambda: (HERE / "link").resolve().name,
+    "opened": lambda: os.read(os.open("li" + "mits.json", os.O_RDONLY), 9).decode(),
+    "inside": lambda: opened_in(HERE),
+    "entries": lambda: sorted(each.stat().st_size for each in os.scandir(HERE)),
+}
+
+def opened_in(folder):
+    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    return os.read(os.open("li" + "mits.json", os.O_RDONLY, dir_fd=inside), 9).decode()
+
+@stage
+def looked(how: str) -> str:
+    return str(LOOKS[how]())
+
+@stage
+def made_in_a_folder() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        inner = Path(folder, "a", "b")
+        inner.mkdir(parents=True, exist_ok=True)
+        inner.joinpath("c").write_text("1")
+        (HERE / "out").mkdir(exist_ok=True)
+        return inner.exists() and inner.parent.is_dir() and inner.joinpath("c").is_file()
+
 @stage
 def program() -> int:
     return caught()
@@ -122,13 +158,13 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     module = importlib.import_module("tracedchapter")
     settings = Settings(str(tmp_path / "cache"), "traced")
 
-    def perform(name: str, runner: Runner | None = None) -> list[str]:
+    def perform(name: str, runner: Runner | None = None, **given: str) -> list[str]:
         stage, planned = getattr(module, name), []
         Asleep(planned, settings).begin()
-        stage()
+        stage(**given)
         session = Session(settings)
         session.runner = runner or session.runner
-        ref = session.begin().call(stage, name, {})
+        ref = session.begin().call(stage, name, given)
         assert ref.outcome.why == planned[0].why
         return [*ref.outcome.why, ref.load(tmp_path / "cache")]
 
@@ -165,6 +201,75 @@ def test_what_a_body_asked_for_is_held(
     assert reason in why
     assert [result] != was
     assert traced(stage) == [result]
+
+
+def grow(code: Path) -> None:
+    (code / "limits.json").write_text("22")
+
+
+def put(code: Path) -> None:
+    (code / "maybe").write_text("1")
+
+
+def touch(code: Path) -> None:
+    os.utime(code / "limits.json", (1, 1))
+
+
+def allow(code: Path) -> None:
+    (code / "limits.json").chmod(0o755)
+
+
+def relink(code: Path) -> None:
+    (code / "link").unlink()
+    (code / "link").symlink_to("tracedchapter.py")
+
+
+LOOKS = [
+    ("exists", put, "maybe is new"),
+    ("isfile", put, "maybe is new"),
+    ("is_dir", put, "maybe is new"),
+    ("lexists", put, "maybe is new"),
+    ("size", grow, "st_size of limits.json 1 -> 2"),
+    ("getsize", grow, "st_size of limits.json 1 -> 2"),
+    ("size_of_link", relink, "st_size of link 11 -> 16"),
+    ("mtime", touch, "st_mtime of limits.json "),
+    ("time", touch, "st_mtime_ns of limits.json "),
+    ("row", grow, "st_size of limits.json 1 -> 2"),
+    ("access", allow, "access1 of limits.json False -> True"),
+    ("link", relink, "target of link limits.json -> tracedchapter.py"),
+    ("followed", relink, "target of link limits.json -> tracedchapter.py"),
+    ("opened", grow, "limits.json changed"),
+    ("inside", grow, "limits.json changed"),
+    ("entries", grow, "entries of "),
+]
+
+
+@pytest.mark.parametrize(("how", "edit", "reason"), LOOKS, ids=[each[0] for each in LOOKS])
+def test_what_a_look_at_a_path_gave_is_held(
+    traced, tmp_path: Path, monkeypatch, how, edit, reason
+) -> None:
+    """As much of it as was asked for: a file may change whose size alone counts."""
+    code = tmp_path / "code"
+    monkeypatch.chdir(code)
+    (code / "link").symlink_to("limits.json")
+    traced("looked", how=how)
+    was = traced("looked", how=how)
+    assert len(was) == 1
+    if how in ("exists", "size", "getsize", "access", "link"):
+        (code / "limits.json").write_text("3")
+        assert traced("looked", how=how) == was
+    edit(code)
+    *why, result = traced("looked", how=how)
+    assert any(each.startswith(reason) for each in why)
+    assert [result] != was or how == "is_dir"
+    assert traced("looked", how=how) == [result]
+
+
+def test_what_a_body_made_in_a_folder_is_nothing_it_asked_for(traced, tmp_path: Path) -> None:
+    traced("made_in_a_folder")
+    assert traced("made_in_a_folder") == [True]
+    (tmp_path / "code/out").rmdir()
+    assert traced("made_in_a_folder") == [True]
 
 
 def test_what_a_helper_remembers_counts_for_every_stage_that_calls_it(traced, tmp_path) -> None:

@@ -18,11 +18,12 @@ import torch
 from tasks.caching import own
 from tasks.caching.basics import DamagedError, LadderError
 from tasks.caching.call import Settings
+from tasks.caching.held import changed
 from tasks.caching.refs import Ref, inputs_of
 from tasks.caching.refs import loaded as loaded_argument
 from tasks.caching.stage import Run, Stage, nothing
 from tasks.caching.store import Store
-from tasks.caching.traces import Tracer, changed
+from tasks.caching.traces import Tracer
 from tasks.caching.values import content_digest
 
 
