@@ -225,6 +225,21 @@ def test_a_write_that_fails_names_the_path_and_leaves_nothing(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.parametrize(("umask", "others"), [(0o002, 0o775), (0o027, 0o750)])
+def test_who_may_read_the_store_is_up_to_the_umask(store: Store, umask: int, others: int) -> None:
+    """Folders and files, a lock too: a group that shares one sets it once."""
+    before = os.umask(umask)
+    try:
+        with store.lock("12" * 32):
+            store.put("stage", "key", VALUE, 1.0, {})
+            store.scratch("12" * 32)
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in store.root.rglob("*")}
+    assert len(modes) > 6
+    assert modes == {path: others if path.is_dir() else others & 0o666 for path in modes}
+
+
 def test_only_data_formats_are_ever_read() -> None:
     """No module imports pickle, or calls anything of other libraries that loads all of it.
 

@@ -90,7 +90,11 @@ def edits() -> list[Edit]:
 
 
 class Library:
-    """A library that projects are run with; or none of them, for clean builds."""
+    """A library that projects are run with; or none of them, for clean builds.
+
+    Those of others start a process for each run.  Ours is forked from one that has imported its
+    engine, which takes seconds; so are clean builds.
+    """
 
     def __init__(self, name: str, place: Path, installed: Path | None = None) -> None:
         """place: where its projects lie, made by this; installed: where it is to be found."""
@@ -98,11 +102,14 @@ class Library:
         self._place = place
         self._head = LIBRARIES.get(name, CLEAN)
         paths = [str(each) for each in (ROOT, installed) if each]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(HERE / "with_caches.py"), name], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )  # fmt: skip
+        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        self._command = [sys.executable, "-P", str(HERE / "with_caches.py"), name]
+        self._forks: subprocess.Popen[str] | None = None
+        if installed is None:
+            self._forks = subprocess.Popen(
+                [*self._command, "--forks"], env=self._environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
 
     def runs(self, edit: Edit) -> list[Run]:
         """What it gives before an edit and after it, each in a process of its own."""
@@ -110,23 +117,28 @@ class Library:
         runs = []
         for edited in (False, True):
             edit.write(project, self._head, edited=edited)
-            runs.append(self._run(project))
+            if status := self._run(project):
+                raise RuntimeError(f"{self.name} ended with {status} in {edit.kind}, {edit.what}")
+            runs.append(json.loads((self._place / "run.json").read_text()))
         shutil.rmtree(self._place)
         return runs
 
-    def _run(self, project: Path) -> Run:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(f"{project}\n")
-        self._process.stdin.flush()
-        if (status := self._process.stdout.readline().strip()) != "0":
-            raise RuntimeError(f"{self.name} ended with {status or 'nothing'} in {project}")
-        run: Run = json.loads((project.parent / "run.json").read_text())
-        return run
+    def _run(self, project: Path) -> int:
+        """The exit status of one run."""
+        if self._forks is None:
+            return subprocess.run(
+                self._command, cwd=project, env=self._environment, capture_output=True, check=False
+            ).returncode
+        assert self._forks.stdin
+        assert self._forks.stdout
+        self._forks.stdin.write(f"{project}\n")
+        self._forks.stdin.flush()
+        return int(self._forks.stdout.readline() or 1)
 
     def close(self) -> None:
         """End its process."""
-        self._process.communicate(timeout=60)
+        if self._forks:
+            self._forks.communicate(timeout=60)
 
 
 def verdict(edit: Edit, clean: list[Run], runs: list[Run]) -> str:
@@ -160,7 +172,7 @@ def bench_truth(place: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
 
         def given(name: str) -> list[list[Run]]:
-            library = Library(name, place / name, installed)
+            library = Library(name, place / name, installed if name in others else None)
             try:
                 return [library.runs(edit) for edit in table]
             finally:
@@ -207,11 +219,11 @@ def written(table: list[Edit], verdicts: dict[str, list[str]], versions: list[st
             "",
             f"{len(table)} edits of small projects, given to each library by `python -m "
             "tests.benchmarks truth`. A project with one cached function is run, edited and run "
-            "again, each time in a process that has imported nothing of it, and what it gives is "
-            "held against a build without a cache. [edits.toml](edits.toml) has the projects and "
-            "the edits, [truth.py](truth.py) how each library was asked: as its own page tells, in "
-            "its strictest setting where it has one (`capture=True` for checkpointer, "
-            "`assume_purity = False` for charmonium.cache).",
+            "again, each time in a fresh process (ours forked from one that has imported its "
+            "engine), and what it gives is held against a build without a cache. "
+            "[edits.toml](edits.toml) has projects and edits, [truth.py](truth.py) how each "
+            "library was asked: as its own page tells, in its strictest setting where it has one "
+            "(`capture=True` for checkpointer, `assume_purity = False` for charmonium.cache).",
             "",
             "- right: what the clean build gives, and not computed again after an edit that cannot "
             "matter",

@@ -1,14 +1,15 @@
 """Runs of small projects whose function `answer` is cached by a library, each in a fresh process.
 
-Run as `with_caches.py LIBRARY` where that library is installed.  Each line on standard input is a
-project's folder: its flow is run in a fork that has imported nothing of it, and `run.json` beside
-it says what the flow gives, whether `answer` itself was called, or what was refused; of Stepladder
-also what its plan and its run said of `answer`.  The fork's exit status is the answer to the line.
+Run as `with_caches.py LIBRARY` where that library is installed, in a project's folder: its flow is
+run once, and `run.json` beside it says what the flow gives, whether `answer` itself was called, or
+what was refused; of Stepladder also what its plan and its run said of `answer`.
+
+With `--forks` each line on standard input is a project's folder, whose flow is run in a fork that
+has imported torch and our engine and nothing else.  The fork's exit status answers the line.
 """
 
 from __future__ import annotations
 
-import atexit
 import gc
 import importlib
 import json
@@ -18,13 +19,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# What takes seconds to import and knows no project; other libraries find out where they are then.
-FIRST = ("torch", "pydantic")
+
+def main() -> None:
+    """Run one project, or many in forks."""
+    library, *forks = sys.argv[1:]
+    if forks:
+        fork(library)
+    else:
+        write(library)
 
 
-def main(library: str) -> None:
-    """Fork for each folder."""
-    for name in FIRST:
+def fork(library: str) -> None:
+    """Fork for each folder, after what takes seconds to import."""
+    for name in ("torch", "pydantic"):
         importlib.import_module(name)
     if library == "Stepladder":
         from tasks.caching import fingerprint, plan, session  # noqa: F401 - for the forks
@@ -35,10 +42,14 @@ def main(library: str) -> None:
         child = os.fork()
         if not child:
             os.chdir(line.strip())
-            Path("../run.json").write_text(json.dumps(run(library)))
-            atexit._run_exitfuncs()  # some libraries write then
+            write(library)
             os._exit(0)  # to take torch to pieces lasts a second
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def write(library: str) -> None:
+    """Run the project in this folder, and say what happened."""
+    Path("../run.json").write_text(json.dumps(run(library)))
 
 
 def run(library: str) -> dict[str, Any]:
@@ -90,4 +101,4 @@ def by_another(flow: Any, told: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
