@@ -117,10 +117,18 @@ def test_damaged_files_are_told_and_replaced(store: Store) -> None:
     assert "no longer matches" in damaged(store, flip_and_hide, "files/*.safetensors")
 
 
+def edit_a_number(path: Path) -> None:
+    """What is still JSON of the right fields."""
+    data = path.read_bytes()
+    assert data.count(b'"seconds":1.0') == 1
+    path.write_bytes(data.replace(b'"seconds":1.0', b'"seconds":2.0'))
+
+
 def test_damaged_records_are_told_and_replaced(store: Store) -> None:
     records = "records/stage/key.json"
     assert "is damaged" in damaged(store, flip, records)
     assert "is damaged" in damaged(store, lambda path: path.write_bytes(b""), records)
+    assert "is damaged" in damaged(store, edit_a_number, records)
     assert "is damaged" in damaged(store, lambda path: path.write_bytes(b"\x80\x04N."), records)
 
 
