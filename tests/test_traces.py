@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tasks.caching import process
+from tasks.caching import held, process
 from tasks.caching.basics import LadderError
 from tasks.caching.bodies import Runner
 from tasks.caching.call import Settings
@@ -18,7 +19,8 @@ from tasks.caching.plan import Asleep
 from tasks.caching.session import Session
 
 CHAPTER = """
-import functools, glob, importlib.util, io, os, random, subprocess, tempfile, urllib.request
+import functools, glob, importlib.util, io, os, platform, random, socket, subprocess
+import tempfile, urllib.request
 from pathlib import Path
 import numpy as np
 from tasks.caching.stage import stage
@@ -133,6 +135,18 @@ def made_in_a_folder() -> bool:
         inner.joinpath("c").write_text("1")
         (HERE / "out").mkdir(exist_ok=True)
         return inner.exists() and inner.parent.is_dir() and inner.joinpath("c").is_file()
+
+@stage
+def in_some_order() -> str:
+    return " ".join({"a", "b", "c", "d", "e", "f"})
+
+@stage
+def folder() -> str:
+    return Path.cwd().name
+
+@stage
+def machine() -> list:
+    return [platform.node(), socket.gethostname(), os.uname().sysname, os.cpu_count()]
 
 @stage
 def program() -> int:
@@ -287,6 +301,29 @@ def test_a_process_of_its_own_is_watched_and_has_the_run_s_environment(traced, m
     assert traced("variable", runner)[1] == "3.0"
     monkeypatch.setenv("TRACED_SCALE", "4.0")
     assert traced("variable", runner) == ["$TRACED_SCALE 3.0 -> 4.0", "4.0"]
+
+
+def test_the_order_of_a_set_of_texts_is_the_same_in_every_process(traced, monkeypatch) -> None:
+    """Its results are kept, and Python's hashes of texts are others in each."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    found = traced("in_some_order", process.Processes())[-1]
+    code = "print(*{'a', 'b', 'c', 'd', 'e', 'f'})"
+    again = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "0"}, text=True,
+                           capture_output=True, check=True)  # fmt: skip
+    assert found == again.stdout.strip()
+
+
+def test_where_a_body_runs_is_held_if_it_asks(traced, tmp_path: Path, monkeypatch) -> None:
+    for name in ("folder", "machine"):
+        traced(name)
+        assert len(traced(name)) == 1
+    monkeypatch.chdir(tmp_path)
+    assert traced("folder")[0].startswith("os.getcwd ")
+    monkeypatch.setitem(held.PLAIN, "socket.gethostname", lambda: "another")
+    [why, result] = traced("machine")
+    assert why.startswith("socket.gethostname ")
+    assert why.endswith("-> 'another'")
+    assert "another" in result
 
 
 def test_what_a_body_made_itself_is_nothing_it_asked_for(traced, tmp_path: Path) -> None:

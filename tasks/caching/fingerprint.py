@@ -90,14 +90,19 @@ def fingerprint(
         return Fingerprint({str(unit): found[unit] for unit in sorted(found)}, versions(packages))
 
 
-def check(fn: Callable[..., Any]) -> None:
-    """Refuse, when a stage is defined, what cannot be followed from it.  Raises LadderError."""
+def check(fn: Callable[..., Any], apart: Any = None) -> None:
+    """Refuse, when a stage is defined, what cannot be followed from it.  Raises LadderError.
+
+    apart: the function that will give what is not followed; of what it names, some is yet to come.
+    """
     if "<locals>" in fn.__qualname__:
         raise LadderError(f"{fn.__module__}: the stage {fn.__name__} is defined in a function, "
                           "where its process cannot find it; move it to module level")  # fmt: skip
     parameters = tuple(inspect.signature(fn).parameters)
     start = Unit(fn.__module__, fn.__qualname__)
-    waiting, seen = [start], {start}
+    named_apart = apart.__code__.co_names if hasattr(apart, "__code__") else ()
+    left = (each for name in named_apart for each in defined(start.module, name))
+    waiting, seen = [start], {start, *left}
     with _TURN:
         for unit in waiting:
             named = reach(unit, parameters if unit == start else ())
