@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from test_fingerprint import CACHES
 
 from tasks.caching import held, process
 from tasks.caching.basics import LadderError
@@ -23,6 +24,7 @@ import functools, glob, importlib.util, io, os, platform, random, socket, subpro
 import tempfile, urllib.request
 from pathlib import Path
 import numpy as np
+import pyarrow
 from tasks.caching.stage import stage
 
 HERE = Path(__file__).parent
@@ -128,6 +130,25 @@ def looked(how: str) -> str:
     return str(LOOKS[how]())
 
 @stage
+def table(how: str) -> str:
+    return bytes(TABLES[how]()).decode()
+
+TABLES = {
+    "text": lambda: pyarrow.OSFile(str(HERE / "limits.json")).read(),
+    "listed": lambda: b"".join(pyarrow.OSFile(str(each)).read() for each in Path(HERE).glob("l*")),
+    "inner": lambda: pyarrow.memory_map(f"{HERE}/limits.json").read_buffer(),
+}
+
+@stage
+def given(path: str) -> str:
+    return pyarrow.OSFile(path).read().decode()
+
+@stage
+def written_silently() -> int:
+    with pyarrow.OSFile(str(HERE / "limits.json"), "w") as file:
+        return file.write(b"7")
+
+@stage
 def made_in_a_folder() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         inner = Path(folder, "a", "b")
@@ -169,6 +190,8 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         (code / name).write_text(text)
     monkeypatch.syspath_prepend(str(code))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for cached in CACHES:
+        cached.cache_clear()
     module = importlib.import_module("tracedchapter")
     settings = Settings(str(tmp_path / "cache"), "traced")
 
@@ -277,6 +300,28 @@ def test_what_a_look_at_a_path_gave_is_held(
     assert any(each.startswith(reason) for each in why)
     assert [result] != was or how == "is_dir"
     assert traced("looked", how=how) == [result]
+
+
+@pytest.mark.parametrize("how", ["text", "inner", "listed", "given"])
+def test_a_file_that_compiled_code_reads_without_a_word_is_held(
+    traced, tmp_path: Path, how: str
+) -> None:
+    """Where a text of the code names it, or an argument, or a folder was listed."""
+    file = tmp_path / "code/limits.json"
+    call = ("given", {"path": str(file)}) if how == "given" else ("table", {"how": how})
+    traced(call[0], **call[1])
+    assert traced(call[0], **call[1]) == ["1"]
+    file.write_text("2")
+    assert traced(call[0], **call[1]) == ["limits.json changed", "2"]
+
+
+def test_a_file_that_a_body_writes_without_a_word_is_made_again_if_it_is_lost(
+    traced, tmp_path: Path
+) -> None:
+    traced("written_silently")
+    assert traced("written_silently") == [1]
+    (tmp_path / "code/limits.json").write_text("lost")
+    assert traced("written_silently")[0] == "limits.json changed"
 
 
 def test_what_a_body_made_in_a_folder_is_nothing_it_asked_for(traced, tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import ast
 import functools
 import hashlib
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ from tasks.caching.basics import LadderError
 from tasks.caching.memory import Memory, in_memory
 from tasks.caching.origins import is_followed, is_ours, versions
 from tasks.caching.own import is_own
-from tasks.caching.reach import Choice, Unit, defined, reach
+from tasks.caching.reach import TEXTS, Choice, Unit, defined, reach
 from tasks.caching.refs import is_input
 
 # How a stage is called, and its tensors are loaded and stored; with all these name in their modules
@@ -40,6 +42,7 @@ _STORING = (
     ("tasks.caching.files", "Files.save"),
     ("tasks.caching.compute", "run_body"),
 )
+_TELLING = {"python", "numpy"}  # which open no file without an event of Python's
 _TURN = threading.RLock()  # Python 3.11 counts the depth of syntax trees across threads
 
 
@@ -175,6 +178,28 @@ def _put_there(owner: type, name: str) -> Iterator[Unit]:
             if source.statements(*unit):
                 yield unit
         member = getattr(member, "__wrapped__", None)
+
+
+def named_files(followed: Mapping[str, Any], arguments: Mapping[str, Any]) -> set[str] | None:
+    """The files that texts in the code, or in arguments, name: their whole paths.
+
+    None where no compiled code of others is reached, which opens one without telling Python.  A
+    relative path counts from the working directory, and from the folders that the code lies in.
+    """
+    if followed["versions"].keys() <= _TELLING:
+        return None
+    here = str(Path.cwd())
+    found = {(here, str(each)) for each in _flat(arguments) if isinstance(each, str | Path)}
+    for file, texts in (TEXTS.get(piece, ("", ())) for piece in followed["code"]):
+        places = [str(each) for each in Path(file).parents[:3]]
+        # Of `f"{HERE}/rows.csv"` the text begins with a slash.
+        found |= {(place, text) for text in texts for place in (here, *places)}
+        found |= {(place, text.lstrip("/")) for text in texts for place in places}
+    paths = {
+        os.path.normpath(os.path.join(place, text)) for place, text in found
+        if 3 <= len(text) <= 255 and "." in text and not {"\n", "\0"} & {*text}
+    }  # fmt: skip
+    return {each for each in paths if Path(each).is_file()}
 
 
 def _flat(value: Any) -> Iterator[Any]:
