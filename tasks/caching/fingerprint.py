@@ -197,7 +197,7 @@ def named_files(followed: Mapping[str, Any], arguments: Mapping[str, Any]) -> se
         found |= {(place, text.lstrip("/")) for text in texts for place in places}
     paths = {
         os.path.normpath(os.path.join(place, text)) for place, text in found
-        if 3 <= len(text) <= 255 and "." in text and not {"\n", "\0"} & {*text}
+        if 3 <= len(text) <= 255 and "." in text[1:] and not {"\n", "\0"} & {*text}
     }  # fmt: skip
     return {each for each in paths if Path(each).is_file()}
 

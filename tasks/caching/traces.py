@@ -238,7 +238,8 @@ def _asker(frame: FrameType | None, finders: tuple[str, ...], path: str) -> tupl
 def _part(file: str) -> str:
     if file.startswith("<"):
         return "import" if file == "<frozen importlib._bootstrap>" else "other"
-    path = os.path.realpath(file)
+    with quietly():
+        path = os.path.realpath(file)
     if path.startswith(_INSTALLED) or not path.endswith(".py"):
         return "other"
     return "engine" if _ENGINE in path or path.startswith(f"{_ROOT}/flows/") else "ours"
