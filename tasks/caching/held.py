@@ -74,19 +74,20 @@ def _said(name: str, was: str, now: str) -> str:
 def now(name: str) -> str:
     """What a trace says of something: a short text as it is, or a digest; empty for nothing."""
     found = state(name)
-    with _quietly():
+    with quietly():
         return found if isinstance(found, str) else _of_file(*found)
 
 
 def state(name: str) -> Any:
     """The same, but for a file's content: its stat, which tells at a glance that it changed."""
-    with _quietly(), contextlib.suppress(OSError, ValueError):
+    with quietly(), contextlib.suppress(OSError, ValueError):
         return _state(name)
     return ""
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """Inside, nobody is told what is asked for."""
     before, BUSY.now = getattr(BUSY, "now", False), True
     try:
         yield

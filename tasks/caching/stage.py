@@ -80,7 +80,7 @@ class Stage(Generic[P, R]):
         *,
         exact: bool,
     ) -> None:
-        check(fn)
+        check(fn, apart)
         MODULES[fn.__module__] = None
         functools.update_wrapper(self, fn)
         self.fn = fn

@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 from tasks.caching.basics import LadderError
-from tasks.caching.held import BUSY, MIXED, PLAIN, Trace, located, named, now
+from tasks.caching.held import BUSY, MIXED, PLAIN, Trace, located, named, now, quietly
 from tasks.caching.held import state as state_of
 
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -70,6 +70,8 @@ class Tracer:
             for path in (os.path.realpath, os.path.abspath)
         )  # and the folders that are made here
         self._states: dict[str, Any] = {}
+        self._named: dict[str, str] = {}
+        self._is_silent = False
         self._written: set[str] = set()
         self._refused: LadderError | None = None
 
@@ -98,6 +100,21 @@ class Tracer:
         """Take down what was asked for, and what it was."""
         self._states[name] = state if self._states.get(name, state) == state else MIXED
 
+    def expect(self, paths: Iterable[str] | None) -> None:
+        """Take down files that may be read without a word to Python, as compiled code does.
+
+        None where nothing that is called does.  What a body lists, it may go on to read.
+        """
+        self._is_silent = paths is not None
+        self._named |= {named(each): each for each in paths or () if not self.is_apart(each)}
+
+    def listed(self, folder: str) -> None:
+        """Take down that the body has looked for files in a folder."""
+        if self._is_silent:
+            paths = (os.path.join(folder, each) for each in os.listdir(folder))
+            data = (each for each in paths if not each.endswith((".py", ".pyc")))
+            self._named |= {named(each): each for each in data if os.path.isfile(each)}
+
     def refuse(self, error: LadderError) -> None:
         """Keep what a stage must not do, in case that its code catches it."""
         self._refused = error
@@ -110,6 +127,9 @@ class Tracer:
                 for name, state in earlier.items():
                     if name.startswith(("$", "@")) or not self.is_apart(located(name)):
                         self.note(name, state)
+        # What the body made itself, it may have made without a word, too.
+        expected = (name for name, path in self._named.items() if not self.is_apart(path))
+        self._states |= {name: state_of(name) for name in {*expected} - self._states.keys()}
         # What was changed since is not what was read, or not all of it.
         return {
             name: now(name) if state_of(name) == state else MIXED
@@ -176,6 +196,10 @@ def _look(path: str, event: str) -> None:
         with contextlib.suppress(ValueError):
             path = importlib.util.source_from_cache(path)
     _take_down(asker, named(path) + ("" if is_file else "/"))
+    if not is_file:
+        with quietly(), contextlib.suppress(OSError):
+            for tracer in tracers:
+                tracer.listed(path)
     if event == "os.scandir" and _part(frame.f_code.co_filename) == "ours":
         _take_down(asker, f"?entries {named(path)}")  # each tells its size, too
 
@@ -214,7 +238,8 @@ def _asker(frame: FrameType | None, finders: tuple[str, ...], path: str) -> tupl
 def _part(file: str) -> str:
     if file.startswith("<"):
         return "import" if file == "<frozen importlib._bootstrap>" else "other"
-    path = os.path.realpath(file)
+    with quietly():
+        path = os.path.realpath(file)
     if path.startswith(_INSTALLED) or not path.endswith(".py"):
         return "other"
     return "engine" if _ENGINE in path or path.startswith(f"{_ROOT}/flows/") else "ours"
