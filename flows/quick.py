@@ -112,7 +112,7 @@ class Memory:
 
     def hold(self, stages: dict[str, float], asked: dict[str, str]) -> None:
         """Take the run's stages, and what their bodies asked for to what its plan depends on."""
-        from tasks.caching.traces import changed, located
+        from tasks.caching.held import changed, located
 
         if self.seen is None or changed(asked):
             self.seen = None

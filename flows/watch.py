@@ -40,8 +40,8 @@ _TOOLS = (
     "flows.options", "flows.quick", "flows.reports", "flows.results", "flows.server", "flows.watch",
 )  # fmt: skip
 _IMPORTABLE = {"", *importlib.machinery.all_suffixes(), ".egg", ".zip"}
-_ENVIRON = type(os.environ)
-_PLAIN: Any = (os.stat, os.lstat, os.access, os.open, os.readlink)
+_LOOKS = ("stat", "lstat", "access", "open", "readlink")
+_PLAIN = os.stat
 
 
 class Seen(NamedTuple):
@@ -65,7 +65,7 @@ class Seen(NamedTuple):
 def row_of(path: str) -> tuple[int, ...] | None:
     """Size, mtime, ctime and inode, as links lead; of a folder nothing but that it is one."""
     try:
-        found = _PLAIN[0](path)
+        found = _PLAIN(path)
     except (OSError, ValueError):
         return None
     if stat.S_ISDIR(found.st_mode):
@@ -118,19 +118,24 @@ class Watch:
         self._start()
 
     def _start(self) -> None:
+        from tasks.caching import traces  # noqa: F401 - what that notes goes on below
+
         _PARTS.clear()
         _add_hook()
         _WATCHES.append(self)
-        os.stat, os.lstat, os.access, os.open, os.readlink = _NOTING
+        self._were: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in _LOOKS}
+        for name, function in self._were.items():
+            setattr(os, name, _noting(function))
         self._class = os.environ.__class__
         for environ in (os.environ, os.environb):  # the same object for all who hold it
-            environ.__class__ = _Environ
+            environ.__class__ = _noting_class(self._class)
 
     def end(self) -> None:
         """Note no more."""
         for environ in (os.environ, os.environb):
             environ.__class__ = self._class
-        os.stat, os.lstat, os.access, os.open, os.readlink = _PLAIN
+        for name, function in self._were.items():
+            setattr(os, name, function)
         _WATCHES.remove(self)
 
     def _run_again(self, name: str) -> None:
@@ -358,24 +363,28 @@ def _add_hook() -> None:
     sys.addaudithook(_hook)  # for good: Python has no way to take one away
 
 
-class _Environ(_ENVIRON):  # type: ignore[valid-type,misc] # a class that typeshed knows by a name of its own
-    """The environment, while it is watched."""
+@functools.cache
+def _noting_class(kind: Any) -> Any:
+    """The environment's class, while it is watched."""
 
-    def __getitem__(self, key: Any) -> Any:
-        _tell("variable", key, sys._getframe(1))
-        return super().__getitem__(key)
+    class Environ(kind):
+        def __getitem__(self, key: Any) -> Any:
+            _tell("variable", key, sys._getframe(1))
+            return super().__getitem__(key)
 
-    def __iter__(self) -> Iterator[Any]:
-        _tell("variable", "*", sys._getframe(1))
-        return super().__iter__()
+        def __iter__(self) -> Iterator[Any]:
+            _tell("variable", "*", sys._getframe(1))
+            return super().__iter__()
 
-    def __len__(self) -> int:
-        _tell("variable", "*", sys._getframe(1))
-        return super().__len__()
+        def __len__(self) -> int:
+            _tell("variable", "*", sys._getframe(1))
+            return super().__len__()
 
-    def __repr__(self) -> str:
-        _tell("variable", "*", sys._getframe(1))
-        return super().__repr__()
+        def __repr__(self) -> str:
+            _tell("variable", "*", sys._getframe(1))
+            return super().__repr__()
+
+    return Environ
 
 
 def _noting(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -384,7 +393,8 @@ def _noting(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def asked(*arguments: Any, **more: Any) -> Any:
         path = arguments[0] if arguments else more.get("path")
-        writes = function is _PLAIN[3] and (arguments[1:] or (0,))[0] & os.O_ACCMODE == os.O_WRONLY
+        flags = (arguments[1:] or (0,))[0] if function.__name__ == "open" else 0
+        writes = flags & os.O_ACCMODE == os.O_WRONLY
         if _WATCHES and not writes and more.get("dir_fd") is None and not isinstance(path, int):
             _tell("path", path, sys._getframe(1))
         return function(*arguments, **more)
@@ -403,4 +413,3 @@ _EVENTS = {"open": "path", "os.listdir": "folder", "os.scandir": "folder"} | dic
 _PARTS: dict[Any, str] = {}  # of each module's name
 _WATCHES: list[Watch] = []
 _TELLING = threading.local()
-_NOTING: Any = tuple(map(_noting, _PLAIN))

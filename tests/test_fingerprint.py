@@ -430,7 +430,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         for cached in CACHES:
             cached.cache_clear()
 
-    def load(stage: str, old: str = "", new: str = "") -> dict[str, str]:
+    def load(stage: str, old: str = "", new: str = "", *, check: bool = True) -> dict[str, str]:
         forget()
         for name, text in PACKAGE.items():
             path = tmp_path / "fpp" / name
@@ -439,6 +439,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         (tmp_path / "fpstage.py").write_text(stage)
         importlib.invalidate_caches()
         module = importlib.import_module("fpstage")
+        if not check:
+            return {}
         fp.check(module.go)
         return fp.fingerprint(module.go, {"x": getattr(module, "x", 1)}).code
 
@@ -446,6 +448,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     forget()
 
 
+PASSING = """import os, random, sys, time, torch
+import numpy as np
+from numpy.random import default_rng
+from datetime import datetime, timezone
+"""
 APART = """
 from fpp.a import low, other
 from tasks.caching.stage import stage
@@ -652,6 +659,11 @@ CHANGES = [
     ("from fpmodel import main\n@main.command()\ndef sub(): return 1\n", EFFECT, "return 1", True),
     ("from fpmodel import size\n@size.register(int)\ndef f(x): return 1\n", EFFECT, "return 1",
      True),
+    (AT + "from fpmaker import make\nX = make(1)\n", EFFECT, "(1)", True),
+    (AT + "import fpmaker\nX = fpmaker.remake(1)\n", EFFECT, "(1)", True),
+    (AT + "from fpmaker import Maker\nX = [Maker(1)]\n", EFFECT, "(1)", True),
+    (AT + "from fpmaker import plain\nX = plain(1)\n", EFFECT, "(1)", False),
+    (AT + "import math\n", EFFECT, "import math", False),
     (DTYPE + "def f(): return 1\n", EFFECT, "return 1", False),
     (DTYPE + "K = 1\n", EFFECT, "K = 1", False),
     (AT + "L = []\nL.append(1)\n", "from fpeffects import h\ndef go(x): return h(x)\n", "(1)",
@@ -663,6 +675,25 @@ CHANGES = [
     (AT + "if __name__ == '__main__':\n    print(1)\n", EFFECT, "print(1", False),
     (AT + "import logging\nLOG = logging.getLogger('1')\n", EFFECT, "'1", False),
 ]  # fmt: skip
+
+
+# What a module is given by these, when it is imported, may have changed others on the way
+MAKER = """
+import decimal
+def make(x):
+    decimal.getcontext().prec = 10 + x
+    return x
+def remake(x):
+    made = make(x)
+    return made
+class Maker:
+    def __init__(self, x):
+        self.made = remake(x)
+def plain(x):
+    found = {}
+    found["x"] = x
+    return found
+"""
 
 
 @pytest.fixture
@@ -682,11 +713,13 @@ def test_what_a_module_changes_of_others_counts_for_all_that_import_it(
 ) -> None:
     """And no other edit of it does."""
     (tmp_path / "fpmodel.py").write_text(MODEL)
+    (tmp_path / "fpmaker.py").write_text(MAKER)
     uses = "from fpmodel import Model, main, size\ndef go(x): return [Model(), main(), size(x)]"
     stage = stage if "def go" in stage else f"{stage}{uses}"
     assert edited in module
     found = []
-    for new in (edited, edited, edited.replace("1", "2").replace("64", "32")):
+    other = edited.replace("1", "2").replace("64", "32").replace("math", "cmath")
+    for new in (edited, edited, other):
         (tmp_path / "fpeffects.py").write_text(module.replace(edited, new))
         found.append(package(stage))
     assert found[0] == found[1]
@@ -710,6 +743,37 @@ def test_a_method_replaced_elsewhere_is_refused_with_its_line(package, tmp_path:
     )
     with pytest.raises(LadderError, match=r"Model.forward was replaced .* by .*fpeffects.py:2"):
         package("import fpeffects\nfrom fpmodel import Model\ndef go(x): return Model()")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["time.perf_counter()", "time.monotonic_ns()", "time.tzname", "time.strftime('%H')",
+     "os.getpid()", "sys.argv", "id(x)", "np.random.default_rng()", "default_rng(None)",
+     "np.random.RandomState()", "random.Random()", "random.seed()", "torch.seed()",
+     "torch.Generator().seed()", "datetime.fromtimestamp(x)", "datetime.min.astimezone()"],
+)  # fmt: skip
+def test_what_is_another_each_time_is_refused_with_its_line(package, line: str) -> None:
+    with pytest.raises(LadderError, match=r"fpstage.py:6: `.*is another each time or elsewhere"):
+        package(f"{PASSING}def go(x):\n    return {line}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["np.random.default_rng(x)", "random.Random(1)", "torch.Generator().manual_seed(1)",
+     "{id(x): x}", "id(x) in {}", "time.strftime('%H', x)", "datetime.min.astimezone(timezone.utc)",
+     "datetime.fromtimestamp(x, tz=timezone.utc)", "isinstance(x, random.Random)"],
+)  # fmt: skip
+def test_what_is_the_same_each_time_is_not_refused(package, line: str) -> None:
+    assert package(f"{PASSING}def go(x):\n    return {line}")
+
+
+def test_what_stands_apart_may_look_at_the_clock(package) -> None:
+    """It tells how far a stage has come; and where it is followed, it is refused."""
+    told = "def told(x): return time.perf_counter()\n"
+    stage = "from tasks.caching.stage import stage\n@stage{}\ndef go(x): return told(x)\n"
+    package(f"{PASSING}{told}{stage.format('(apart=lambda: (told,))')}go = go.fn", check=False)
+    with pytest.raises(LadderError, match="perf_counter"):
+        package(f"{PASSING}{told}{stage.format('')}go = go.fn")
 
 
 # Annotations and docstrings

@@ -14,7 +14,7 @@ import pytest
 from flows import quick
 from flows.quick import Cached, Memory, mark_cached
 from flows.watch import Seen
-from tasks.caching import traces
+from tasks.caching import held
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_what_the_bodies_asked_for_is_looked_at(
     names = [f"{tmp_path}/asked/limits.json", f"{tmp_path}/asked/none", f"{tmp_path}/asked/",
              "$FP_ASKED"]  # fmt: skip
     memory = remembered(epochs=7)
-    memory.hold({}, {name: traces.now(name) for name in names})
+    memory.hold({}, {name: held.now(name) for name in names})
     memory.keep(tmp_path / "reports/images/one")
     assert remembered(epochs=7).recall() is not None
     if change == "variable":

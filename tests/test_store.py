@@ -117,10 +117,18 @@ def test_damaged_files_are_told_and_replaced(store: Store) -> None:
     assert "no longer matches" in damaged(store, flip_and_hide, "files/*.safetensors")
 
 
+def edit_a_number(path: Path) -> None:
+    """What is still JSON of the right fields."""
+    data = path.read_bytes()
+    assert data.count(b'"seconds":1.0') == 1
+    path.write_bytes(data.replace(b'"seconds":1.0', b'"seconds":2.0'))
+
+
 def test_damaged_records_are_told_and_replaced(store: Store) -> None:
     records = "records/stage/key.json"
     assert "is damaged" in damaged(store, flip, records)
     assert "is damaged" in damaged(store, lambda path: path.write_bytes(b""), records)
+    assert "is damaged" in damaged(store, edit_a_number, records)
     assert "is damaged" in damaged(store, lambda path: path.write_bytes(b"\x80\x04N."), records)
 
 
@@ -223,6 +231,21 @@ def test_a_write_that_fails_names_the_path_and_leaves_nothing(tmp_path: Path) ->
     with pytest.raises(TypeError):
         write_atomic(tmp_path / "file", "no bytes")  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(("umask", "others"), [(0o002, 0o775), (0o027, 0o750)])
+def test_who_may_read_the_store_is_up_to_the_umask(store: Store, umask: int, others: int) -> None:
+    """Folders and files, a lock too: a group that shares one sets it once."""
+    before = os.umask(umask)
+    try:
+        with store.lock("12" * 32):
+            store.put("stage", "key", VALUE, 1.0, {})
+            store.scratch("12" * 32)
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in store.root.rglob("*")}
+    assert len(modes) > 6
+    assert modes == {path: others if path.is_dir() else others & 0o666 for path in modes}
 
 
 def test_only_data_formats_are_ever_read() -> None:

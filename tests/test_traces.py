@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from test_fingerprint import CACHES
 
-from tasks.caching import process
+from tasks.caching import held, process
 from tasks.caching.basics import LadderError
 from tasks.caching.bodies import Runner
 from tasks.caching.call import Settings
@@ -18,9 +20,11 @@ from tasks.caching.plan import Asleep
 from tasks.caching.session import Session
 
 CHAPTER = """
-import functools, glob, importlib.util, io, os, random, subprocess, urllib.request
+import functools, glob, importlib.util, io, os, platform, random, socket, subprocess
+import tempfile, urllib.request
 from pathlib import Path
 import numpy as np
+import pyarrow
 from tasks.caching.stage import stage
 
 HERE = Path(__file__).parent
@@ -98,6 +102,73 @@ def made() -> str:
 def drawn() -> float:
     return random.random() + float(np.random.rand())
 
+LOOKS = {
+    "exists": lambda: os.path.exists(HERE / "maybe"),
+    "isfile": lambda: os.path.isfile(HERE / "maybe"),
+    "is_dir": lambda: (HERE / "maybe").is_dir(),
+    "lexists": lambda: os.path.lexists(HERE / "maybe"),
+    "size": lambda: (HERE / "limits.json").stat().st_size,
+    "getsize": lambda: os.path.getsize(HERE / "limits.json"),
+    "size_of_link": lambda: os.stat(HERE / "link", follow_symlinks=False).st_size,
+    "mtime": lambda: os.path.getmtime(HERE / "limits.json"),
+    "time": lambda: os.stat(HERE / "limits.json").st_mtime_ns,
+    "row": lambda: list(os.stat(HERE / "limits.json"))[6],
+    "access": lambda: os.access(HERE / "limits.json", os.X_OK),
+    "link": lambda: os.readlink(HERE / "link"),
+    "followed": lambda: (HERE / "link").resolve().name,
+    "opened": lambda: os.read(os.open("li" + "mits.json", os.O_RDONLY), 9).decode(),
+    "inside": lambda: opened_in(HERE),
+    "entries": lambda: sorted(each.stat().st_size for each in os.scandir(HERE)),
+}
+
+def opened_in(folder):
+    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    return os.read(os.open("li" + "mits.json", os.O_RDONLY, dir_fd=inside), 9).decode()
+
+@stage
+def looked(how: str) -> str:
+    return str(LOOKS[how]())
+
+@stage
+def table(how: str) -> str:
+    return bytes(TABLES[how]()).decode()
+
+TABLES = {
+    "text": lambda: pyarrow.OSFile(str(HERE / "limits.json")).read(),
+    "listed": lambda: b"".join(pyarrow.OSFile(str(each)).read() for each in Path(HERE).glob("l*")),
+    "inner": lambda: pyarrow.memory_map(f"{HERE}/limits.json").read_buffer(),
+}
+
+@stage
+def given(path: str) -> str:
+    return pyarrow.OSFile(path).read().decode()
+
+@stage
+def written_silently() -> int:
+    with pyarrow.OSFile(str(HERE / "limits.json"), "w") as file:
+        return file.write(b"7")
+
+@stage
+def made_in_a_folder() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        inner = Path(folder, "a", "b")
+        inner.mkdir(parents=True, exist_ok=True)
+        inner.joinpath("c").write_text("1")
+        (HERE / "out").mkdir(exist_ok=True)
+        return inner.exists() and inner.parent.is_dir() and inner.joinpath("c").is_file()
+
+@stage
+def in_some_order() -> str:
+    return " ".join({"a", "b", "c", "d", "e", "f"})
+
+@stage
+def folder() -> str:
+    return Path.cwd().name
+
+@stage
+def machine() -> list:
+    return [platform.node(), socket.gethostname(), os.uname().sysname, os.cpu_count()]
+
 @stage
 def program() -> int:
     return caught()
@@ -119,16 +190,18 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         (code / name).write_text(text)
     monkeypatch.syspath_prepend(str(code))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for cached in CACHES:
+        cached.cache_clear()
     module = importlib.import_module("tracedchapter")
     settings = Settings(str(tmp_path / "cache"), "traced")
 
-    def perform(name: str, runner: Runner | None = None) -> list[str]:
+    def perform(name: str, runner: Runner | None = None, **given: str) -> list[str]:
         stage, planned = getattr(module, name), []
         Asleep(planned, settings).begin()
-        stage()
+        stage(**given)
         session = Session(settings)
         session.runner = runner or session.runner
-        ref = session.begin().call(stage, name, {})
+        ref = session.begin().call(stage, name, given)
         assert ref.outcome.why == planned[0].why
         return [*ref.outcome.why, ref.load(tmp_path / "cache")]
 
@@ -167,6 +240,97 @@ def test_what_a_body_asked_for_is_held(
     assert traced(stage) == [result]
 
 
+def grow(code: Path) -> None:
+    (code / "limits.json").write_text("22")
+
+
+def put(code: Path) -> None:
+    (code / "maybe").write_text("1")
+
+
+def touch(code: Path) -> None:
+    os.utime(code / "limits.json", (1, 1))
+
+
+def allow(code: Path) -> None:
+    (code / "limits.json").chmod(0o755)
+
+
+def relink(code: Path) -> None:
+    (code / "link").unlink()
+    (code / "link").symlink_to("tracedchapter.py")
+
+
+LOOKS = [
+    ("exists", put, "maybe is new"),
+    ("isfile", put, "maybe is new"),
+    ("is_dir", put, "maybe is new"),
+    ("lexists", put, "maybe is new"),
+    ("size", grow, "st_size of limits.json 1 -> 2"),
+    ("getsize", grow, "st_size of limits.json 1 -> 2"),
+    ("size_of_link", relink, "st_size of link 11 -> 16"),
+    ("mtime", touch, "st_mtime of limits.json "),
+    ("time", touch, "st_mtime_ns of limits.json "),
+    ("row", grow, "st_size of limits.json 1 -> 2"),
+    ("access", allow, "access1 of limits.json False -> True"),
+    ("link", relink, "target of link limits.json -> tracedchapter.py"),
+    ("followed", relink, "target of link limits.json -> tracedchapter.py"),
+    ("opened", grow, "limits.json changed"),
+    ("inside", grow, "limits.json changed"),
+    ("entries", grow, "entries of "),
+]
+
+
+@pytest.mark.parametrize(("how", "edit", "reason"), LOOKS, ids=[each[0] for each in LOOKS])
+def test_what_a_look_at_a_path_gave_is_held(
+    traced, tmp_path: Path, monkeypatch, how, edit, reason
+) -> None:
+    """As much of it as was asked for: a file may change whose size alone counts."""
+    code = tmp_path / "code"
+    monkeypatch.chdir(code)
+    (code / "link").symlink_to("limits.json")
+    traced("looked", how=how)
+    was = traced("looked", how=how)
+    assert len(was) == 1
+    if how in ("exists", "size", "getsize", "access", "link"):
+        (code / "limits.json").write_text("3")
+        assert traced("looked", how=how) == was
+    edit(code)
+    *why, result = traced("looked", how=how)
+    assert any(each.startswith(reason) for each in why)
+    assert [result] != was or how == "is_dir"
+    assert traced("looked", how=how) == [result]
+
+
+@pytest.mark.parametrize("how", ["text", "inner", "listed", "given"])
+def test_a_file_that_compiled_code_reads_without_a_word_is_held(
+    traced, tmp_path: Path, how: str
+) -> None:
+    """Where a text of the code names it, or an argument, or a folder was listed."""
+    file = tmp_path / "code/limits.json"
+    call = ("given", {"path": str(file)}) if how == "given" else ("table", {"how": how})
+    traced(call[0], **call[1])
+    assert traced(call[0], **call[1]) == ["1"]
+    file.write_text("2")
+    assert traced(call[0], **call[1]) == ["limits.json changed", "2"]
+
+
+def test_a_file_that_a_body_writes_without_a_word_is_made_again_if_it_is_lost(
+    traced, tmp_path: Path
+) -> None:
+    traced("written_silently")
+    assert traced("written_silently") == [1]
+    (tmp_path / "code/limits.json").write_text("lost")
+    assert traced("written_silently")[0] == "limits.json changed"
+
+
+def test_what_a_body_made_in_a_folder_is_nothing_it_asked_for(traced, tmp_path: Path) -> None:
+    traced("made_in_a_folder")
+    assert traced("made_in_a_folder") == [True]
+    (tmp_path / "code/out").rmdir()
+    assert traced("made_in_a_folder") == [True]
+
+
 def test_what_a_helper_remembers_counts_for_every_stage_that_calls_it(traced, tmp_path) -> None:
     """The second in a process opens nothing: it is given what the first has read."""
     traced("first")
@@ -182,6 +346,29 @@ def test_a_process_of_its_own_is_watched_and_has_the_run_s_environment(traced, m
     assert traced("variable", runner)[1] == "3.0"
     monkeypatch.setenv("TRACED_SCALE", "4.0")
     assert traced("variable", runner) == ["$TRACED_SCALE 3.0 -> 4.0", "4.0"]
+
+
+def test_the_order_of_a_set_of_texts_is_the_same_in_every_process(traced, monkeypatch) -> None:
+    """Its results are kept, and Python's hashes of texts are others in each."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    found = traced("in_some_order", process.Processes())[-1]
+    code = "print(*{'a', 'b', 'c', 'd', 'e', 'f'})"
+    again = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "0"}, text=True,
+                           capture_output=True, check=True)  # fmt: skip
+    assert found == again.stdout.strip()
+
+
+def test_where_a_body_runs_is_held_if_it_asks(traced, tmp_path: Path, monkeypatch) -> None:
+    for name in ("folder", "machine"):
+        traced(name)
+        assert len(traced(name)) == 1
+    monkeypatch.chdir(tmp_path)
+    assert traced("folder")[0].startswith("os.getcwd ")
+    monkeypatch.setitem(held.PLAIN, "socket.gethostname", lambda: "another")
+    [why, result] = traced("machine")
+    assert why.startswith("socket.gethostname ")
+    assert why.endswith("-> 'another'")
+    assert "another" in result
 
 
 def test_what_a_body_made_itself_is_nothing_it_asked_for(traced, tmp_path: Path) -> None:

@@ -103,6 +103,21 @@ def test_what_a_kept_report_needs_is_never_cleared_away(chain: Chain) -> None:
     assert upkeep.clear(chain.store, keep_last=2) == upkeep.Freed(0, 0, 0)
 
 
+@pytest.mark.parametrize("away", [-20 * 365 * 24, -25, -2])
+def test_a_clock_that_went_back_costs_nothing_that_is_needed(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, away: float
+) -> None:
+    """Nor what is just being stored, whose time seems to be yet to come."""
+    chain.climb(1)
+    young = chain.store.root / "files" / f"{'1' * 64}.bin"
+    young.write_bytes(b"being stored")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + away * HOURS)
+    assert upkeep.clear(chain.store) == upkeep.Freed(0, 0, 0)
+    assert chain.keys() == of(1)
+    assert young.exists()
+
+
 def test_what_has_gone_from_the_reports_may_go(chain: Chain) -> None:
     chain.climb(1)
     chain.report(1).rmdir()

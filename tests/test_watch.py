@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,6 +195,25 @@ def test_nothing_is_left_of_the_watch(watched) -> None:
     before = (os.stat, os.lstat, os.access, type(os.environ), type(os.environb))
     assert watched("import os\nK = os.environ['FP_SET'], os.path.exists('some.txt')")
     assert (os.stat, os.lstat, os.access, type(os.environ), type(os.environb)) == before
+
+
+def test_a_watch_that_begins_first_leaves_what_the_engine_notes(tmp_path: Path) -> None:
+    """As in a run from the command line: the engine is imported while it watches."""
+    (tmp_path / "fpown.py").write_text(
+        "import os, uuid\nfrom tasks.caching.stage import stage\n"
+        "@stage\ndef go() -> bool: return os.path.exists('no.txt')\n"
+    )
+    code = (
+        "from flows.watch import Watch\nwatch = Watch()\nwatch.begin()\nimport os, fpown\n"
+        "there = os.path.exists('no.txt')\nwatch.end()\nfrom tasks.caching import traces\n"
+        "with traces.Tracer([]) as tracer: fpown.go.fn()\n"
+        "print(watch.seen() is not None, tracer.trace([]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}, check=False,
+    )  # fmt: skip
+    assert done.stdout == "True {'?exists no.txt': ''}\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,10 @@ machines share; `refs` what stands for it.
 What a result depends on: `origins` whose a module is; `own` functions in users' files; `syntax`
 what a piece of source says; `effects` what a module changes of others; `source` a module's pieces;
 `reach` what a piece leads to; `memory` what it is in memory; `fingerprint` all of it; `differences`
-data's changes in words; `traces` what a body asks for while it runs; `cues` deciding and
-explaining.
+data's changes in words; `held` what a body asked for beside it; `cues` deciding and explaining.
 
-What happens: `bodies` where bodies run; `stage` the decorator; `call` looked up, or had computed;
-`compute` what a body does; `session` in this process; `plan` looked up only; `served` and `process`
-a fork server's processes; `abroad` workers elsewhere; `orchestration` all that is said to Prefect;
-`upkeep` of the store.
+What happens: `traces` what a body asks for while it runs; `bodies` where bodies run; `stage` the
+decorator; `call` looked up, or had computed; `compute` what a body does; `session` in this process;
+`plan` looked up only; `served` and `process` a fork server's processes; `abroad` workers elsewhere;
+`orchestration` all that is said to Prefect; `upkeep` of the store.
 """

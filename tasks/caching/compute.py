@@ -18,12 +18,13 @@ import torch
 from tasks.caching import own
 from tasks.caching.basics import DamagedError, LadderError
 from tasks.caching.call import Settings
-from tasks.caching.fingerprint import KNOWN
+from tasks.caching.fingerprint import KNOWN, named_files
+from tasks.caching.held import changed
 from tasks.caching.refs import Ref, inputs_of
 from tasks.caching.refs import loaded as loaded_argument
 from tasks.caching.stage import Run, Stage, nothing
 from tasks.caching.store import Store
-from tasks.caching.traces import Tracer, changed
+from tasks.caching.traces import Tracer
 from tasks.caching.values import content_digest
 
 
@@ -91,6 +92,7 @@ def run_body(
     torch.manual_seed(0)
     start = time.perf_counter()
     with Tracer([settings.cache, *_folders(arguments)]) as tracer:
+        tracer.expect(named_files(look.ingredients, arguments))
         value = stage.fn(**loaded)
     seconds = time.perf_counter() - start
     if purpose == "compare":

@@ -25,10 +25,10 @@ from tasks.caching.differences import (
     told,
 )
 from tasks.caching.fingerprint import Fingerprint, storing
+from tasks.caching.held import changed
 from tasks.caching.records import Record, digest_of
 from tasks.caching.refs import inputs_of, plain
 from tasks.caching.store import FORMAT, Store
-from tasks.caching.traces import changed
 
 Last = dict[str, Any]  # what a look left to remember: its key, ingredients and names
 

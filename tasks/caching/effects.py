@@ -7,14 +7,17 @@ makes or changes a module's own names alone, such as a loop that fills its dict,
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from tasks.caching.origins import is_module
 from tasks.caching.syntax import DEFINITION, Imports
 
 # Of a call whose result is kept: most make something, these change something and say what it was
 _CHANGES = re.compile("(set|seed|manual_seed|use|enable|disable|register|install|patch|config)_?")
+_FIRST = ("__new__", "__init__", "__post_init__")
 _ASKS = ("setattr", "delattr", "exec", "eval")
 _RUNS = ("body", "orelse", "finalbody", "handlers", "cases", "test", "iter", "items",
          "context_expr")  # fmt: skip
@@ -24,10 +27,26 @@ Bindings = dict[str, list[ast.stmt]]
 class Effects:
     """Looks at the top-level statements of a module, knowing what it binds and imports."""
 
-    def __init__(self, bindings: Bindings, imports: Imports) -> None:
+    def __init__(
+        self,
+        body: list[ast.stmt],
+        bindings: Bindings,
+        imports: Imports,
+        is_for_effect: Callable[[ast.stmt], bool],
+        of: Callable[[str], Effects | None],
+    ) -> None:
+        """`of` gives those of another module of the project's, and None for any other's."""
+        self._body = body
         self._bindings = bindings
         self._imports = imports
+        self._is_for_effect = is_for_effect
+        self._of = of
         self._known: dict[str, bool] = {}  # of functions of the module's own
+
+    @functools.cached_property
+    def statements(self) -> list[ast.stmt]:
+        """Those that may change what other modules have made."""
+        return [each for each in self._body if self.changes(each) or self._is_for_effect(each)]
 
     def changes(self, node: ast.AST) -> bool:  # noqa: PLR0911 - one return for each kind
         """Whether a statement, when it runs, may change what another module has made."""
@@ -45,9 +64,10 @@ class Effects:
             case ast.AnnAssign(target=target) | ast.AugAssign(target=target):
                 return self._holds_foreign(target) or self._any(_calls(node))
             case ast.Call(func=ast.Name(id=name)) if name in self._bindings:
-                return self._within(name)
+                return self.within(name)
             case ast.Call(func=function):
-                return bool(_CHANGES.match(_last(function))) and self._acts(node)
+                by_name = bool(_CHANGES.match(_last(function))) and self._acts(node)
+                return by_name or self._within_another(function)
             case ast.expr():
                 return self._any(_calls(node))
         parts = [getattr(node, name, None) or [] for name in _RUNS]
@@ -60,18 +80,29 @@ class Effects:
         """Whether a call is of, or on, what the module has not made."""
         match call.func:
             case ast.Name(id=name) if name in self._bindings.keys() - self._imports.keys():
-                return any(map(self._is_foreign, call.args)) or self._within(name)
+                return any(map(self._is_foreign, call.args)) or self.within(name)
             case ast.Name(id=name) if name in _ASKS:
                 return True
         return self._is_foreign(call.func)
 
-    def _within(self, name: str) -> bool:
+    def _within_another(self, function: ast.expr) -> bool:
+        """Whether a function that another module of ours defines does so, when it is called."""
+        inner = ast.unparse(function)[len(_root(function)) + 1 :]
+        for place, name in self._imports.get(_root(function), ()):
+            *path, last = filter(None, (*place.split("."), *name.split("."), *inner.split(".")))
+            looked = self._of(".".join(path))
+            if looked and looked.within(last):
+                return True
+        return False
+
+    def within(self, name: str) -> bool:
         """Whether a function of the module's own changes more than it and its arguments."""
         if name not in self._known:
             self._known[name] = False  # of one that calls itself
-            made = [node for node in self._bindings[name] if isinstance(node, DEFINITION)]
-            self._known[name] = any(
-                map(self.changes, (each for node in made for each in node.body))
+            made = [each for each in self._bindings.get(name, ()) if isinstance(each, DEFINITION)]
+            run = [inner for each in made for inner in _run_by(each)]
+            self._known[name] = self._any(run) or (
+                not made and self._within_another(ast.Name(name))
             )
         return self._known[name]
 
@@ -104,6 +135,12 @@ class Effects:
             if name and isinstance(called, ast.Attribute) and not is_module(f"{place}.{name}"):
                 return True
         return False
+
+
+def _run_by(node: Any) -> list[ast.stmt]:
+    """The statements that run when a function is called, or a class."""
+    first = [each for each in node.body if getattr(each, "name", "") in _FIRST]
+    return [*node.body, *(inner for each in first for inner in _run_by(each))]
 
 
 def _calls(node: ast.AST) -> list[ast.Call]:

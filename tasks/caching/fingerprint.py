@@ -17,9 +17,11 @@ import ast
 import functools
 import hashlib
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ from tasks.caching.basics import LadderError
 from tasks.caching.memory import Memory, in_memory
 from tasks.caching.origins import is_followed, is_ours, versions
 from tasks.caching.own import is_own
-from tasks.caching.reach import Choice, Unit, defined, reach
+from tasks.caching.reach import TEXTS, Choice, Unit, defined, reach
 from tasks.caching.refs import is_input
 
 # How a stage is called, and its tensors are loaded and stored; with all these name in their modules
@@ -43,6 +45,7 @@ _STORING = (
 )
 # Those that a run knows: where its bodies run elsewhere, no value in memory changes meanwhile
 KNOWN: ContextVar[dict[Any, Fingerprint] | None] = ContextVar("known", default=None)
+_TELLING = {"python", "numpy"}  # which open no file without an event of Python's
 _TURN = threading.RLock()  # Python 3.11 counts the depth of syntax trees across threads
 
 
@@ -114,14 +117,19 @@ def _followed(
         return Fingerprint({str(unit): found[unit] for unit in sorted(found)}, versions(packages))
 
 
-def check(fn: Callable[..., Any]) -> None:
-    """Refuse, when a stage is defined, what cannot be followed from it.  Raises LadderError."""
+def check(fn: Callable[..., Any], apart: Any = None) -> None:
+    """Refuse, when a stage is defined, what cannot be followed from it.  Raises LadderError.
+
+    apart: the function that will give what is not followed; of what it names, some is yet to come.
+    """
     if "<locals>" in fn.__qualname__:
         raise LadderError(f"{fn.__module__}: the stage {fn.__name__} is defined in a function, "
                           "where its process cannot find it; move it to module level")  # fmt: skip
     parameters = tuple(inspect.signature(fn).parameters)
     start = Unit(fn.__module__, fn.__qualname__)
-    waiting, seen = [start], {start}
+    named_apart = apart.__code__.co_names if hasattr(apart, "__code__") else ()
+    left = (each for name in named_apart for each in defined(start.module, name))
+    waiting, seen = [start], {start, *left}
     with _TURN:
         for unit in waiting:
             named = reach(unit, parameters if unit == start else ())
@@ -199,6 +207,28 @@ def _put_there(owner: type, name: str) -> Iterator[Unit]:
             if source.statements(*unit):
                 yield unit
         member = getattr(member, "__wrapped__", None)
+
+
+def named_files(followed: Mapping[str, Any], arguments: Mapping[str, Any]) -> set[str] | None:
+    """The files that texts in the code, or in arguments, name: their whole paths.
+
+    None where no compiled code of others is reached, which opens one without telling Python.  A
+    relative path counts from the working directory, and from the folders that the code lies in.
+    """
+    if followed["versions"].keys() <= _TELLING:
+        return None
+    here = str(Path.cwd())
+    found = {(here, str(each)) for each in _flat(arguments) if isinstance(each, str | Path)}
+    for file, texts in (TEXTS.get(piece, ("", ())) for piece in followed["code"]):
+        places = [str(each) for each in Path(file).parents[:3]]
+        # Of `f"{HERE}/rows.csv"` the text begins with a slash.
+        found |= {(place, text) for text in texts for place in (here, *places)}
+        found |= {(place, text.lstrip("/")) for text in texts for place in places}
+    paths = {
+        os.path.normpath(os.path.join(place, text)) for place, text in found
+        if 3 <= len(text) <= 255 and "." in text[1:] and not {"\n", "\0"} & {*text}
+    }  # fmt: skip
+    return {each for each in paths if Path(each).is_file()}
 
 
 def _flat(value: Any) -> Iterator[Any]:

@@ -54,7 +54,7 @@ def warm_up(*modules: str) -> None:
 
         machine.raise_limit()  # for all that starts from here, too
         try:
-            with short_temporary_folder():
+            with short_temporary_folder(), _fixed_hashes():
                 ensure_running()
         except OSError as error:
             raise _cannot_start(error) from error
@@ -358,6 +358,20 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _fixed_hashes() -> Iterator[None]:
+    """Let a Python that starts inside give texts the same hash, and sets the same order, always."""
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONHASHSEED"]
+        else:
+            os.environ["PYTHONHASHSEED"] = before
 
 
 def insist_on_descriptors() -> None:

@@ -32,6 +32,10 @@ class Unit(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
+# The texts in each unit that has been reached here, with the file that it is in
+TEXTS: dict[str, tuple[str, frozenset[str]]] = {}
+
+
 class Choice(NamedTuple):
     """A registry subscripted by a stage's parameter, or by an attribute of one."""
 
@@ -73,6 +77,8 @@ def reach(unit: Unit, parameters: tuple[str, ...], *whole: bool) -> Reach:
         for name in {*module.imports, *within}
     }
     source.refuse_opaque(nodes, names, module, imports)
+    constants = (each.value for each in nodes if isinstance(each, ast.Constant))
+    TEXTS[str(unit)] = module.path, frozenset(each for each in constants if isinstance(each, str))
 
     steady = syntax.steady(text, parameters)
     chosen = _choices(nodes, steady, module, imports) if steady else {}

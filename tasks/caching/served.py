@@ -12,6 +12,8 @@ import os
 import sys
 from typing import Any
 
+from tasks.caching import traces  # noqa: F401 - before others take functions of Python's
+
 _SERVER = os.getpid()
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
@@ -36,17 +37,32 @@ _OPAQUE = {"importlib.import_module", "importlib.reload", "sys.modules"} | {
                  "setattr", "delattr")
 } | {"pkgutil.resolve_name", "runpy.run_path", "runpy.run_module", "inspect.getsource",
      "inspect.getsourcelines", "inspect.getcomments"}  # fmt: skip
-# What is another each time that it is asked, so that no key holds it.
-_PASSING = {f"time.{name}" for name in ("time", "time_ns", "ctime", "localtime", "gmtime")} | {
-    "datetime.datetime.now", "datetime.datetime.today", "datetime.datetime.utcnow",
-    "datetime.date.today", "uuid.uuid1", "uuid.uuid4", "os.urandom", "random.SystemRandom",
+# What is another each time that it is asked, or elsewhere, so that no key holds it.
+_CLOCKS = {"time", "monotonic", "perf_counter", "process_time", "thread_time"}
+_PASSING = {
+    *(f"time.{name}{unit}" for name in _CLOCKS for unit in ("", "_ns")),
+    *(f"time.{name}" for name in ("ctime", "localtime", "gmtime", "mktime", "tzname", "timezone",
+                                  "altzone", "daylight")),
+    "timeit.default_timer", "datetime.datetime.now", "datetime.datetime.today",
+    "datetime.datetime.utcnow", "datetime.date.today", "uuid.uuid1", "uuid.uuid4", "uuid.getnode",
+    "os.urandom", "os.getpid", "os.getppid", "os.times", "os.getloadavg", "threading.get_ident",
+    "threading.get_native_id", "sys.argv", "builtins.id", "random.SystemRandom", "torch.seed",
+    "torch.random.seed", "torch.cuda.seed",
     *(f"secrets.{name}" for name in ("token_bytes", "token_hex", "token_urlsafe", "randbits",
                                      "randbelow", "choice")),
 }  # fmt: skip
+# What draws from the machine's own noise, or asks where this machine is, unless it is given more
+_UNSEEDED = {"random.Random", "random.seed"} | {
+    f"numpy.random.{name}" for name in ("default_rng", "RandomState", "SeedSequence", "Generator",
+                                        "PCG64", "MT19937", "Philox", "SFC64", "seed")
+}  # fmt: skip
+_UNSEEDED_METHODS = {"seed", "astimezone"}
+# ... and what, given a single argument, takes this machine's timezone, or now
+_LOCAL = {"datetime.datetime.fromtimestamp", "time.strftime"}
 _BY_TEXT = {"builtins.getattr", "operator.attrgetter", "operator.methodcaller"}
 _TOLD_OF = {
     ".".join(parts[:count])
-    for parts in (name.split(".") for name in _OPAQUE | _PASSING | _BY_TEXT)
+    for parts in (name.split(".") for name in _OPAQUE | _PASSING | _UNSEEDED | _LOCAL | _BY_TEXT)
     for count in range(1, len(parts) + 1)
 }
 _HIDDEN = {"__dict__", "__doc__", "__annotations__", "__globals__", "__subclasses__"}
@@ -63,7 +79,7 @@ class Module(NamedTuple):
     path: str
     bindings: dict[str, list[ast.stmt]]  # name -> the top-level statements that make or change it
     imports: Imports
-    effects: list[ast.stmt]  # top-level statements that may change what other modules have made
+    effects: Effects  # what it may change of what other modules have made
 
 
 @functools.cache
@@ -86,17 +102,24 @@ def read(name: str, *whole: bool) -> Module:
     for statement in tree.body:
         for bound in touched(statement, imports):
             bindings.setdefault(bound, []).append(statement)
-    looked = Effects(bindings, imports)
-    effects = [each for each in tree.body if looked.changes(each) or _is_for_effect(each, source)]
+    for_effect = functools.partial(_is_for_effect, source)
+    effects = Effects(tree.body, bindings, imports, for_effect, _effects_of)
     return Module(name, path, bindings, imports, effects)
 
 
-def _is_for_effect(statement: ast.stmt, source: bytes) -> bool:
-    """Whether a statement imports a package that is not named again."""
+def _effects_of(name: str) -> Effects | None:
+    return read(name).effects if is_brought(name) else None
+
+
+def _is_for_effect(source: bytes, statement: ast.stmt) -> bool:
+    """Whether a statement imports a package that is not named again: not one of Python's own."""
     if not isinstance(statement, ast.Import):
         return False
-    names = [each.name.partition(".")[0] for each in statement.names if not each.asname]
-    return any(len(re.findall(rf"\b{name}\b".encode(), source)) == 1 for name in names)
+    names = {each.name.partition(".")[0] for each in statement.names if not each.asname}
+    return any(
+        len(re.findall(rf"\b{name}\b".encode(), source)) == 1
+        for name in names - sys.stdlib_module_names
+    )
 
 
 @functools.cache
@@ -129,7 +152,7 @@ def changers(name: str) -> frozenset[str]:
             new = {one for one in inner if is_brought(one)} - found
             found |= new
             waiting += sorted(new)
-    return frozenset(each for each in found if read(each).effects)
+    return frozenset(each for each in found if read(each).effects.statements)
 
 
 def _bytes(name: str, path: str) -> bytes:
@@ -173,7 +196,7 @@ def statements(place: str, name: str, *whole: bool) -> list[ast.stmt]:
     """Those of a module that bind a name, a class's member (`C.run`) or a registry's entry."""
     module = read(place, *whole)
     if name == WHOLE:
-        return module.effects
+        return module.effects.statements
     name, _, key = name.partition("[")
     if key:
         entry = entries(module, name)[ast.literal_eval(key[:-1])]
@@ -226,9 +249,23 @@ def refuse_opaque(nodes: list[ast.AST], names: set[str], module: Module, imports
                 return {f"{each}.{name}" for each in meant(value)}
         return set()
 
+    def refuse_passing(node: Any) -> None:
+        raise LadderError(
+            f"{module.path}:{node.lineno}: `{ast.unparse(node)}` is another each time or elsewhere,"
+            " and a result is kept; give it to the stage as a parameter, or give a seed or a "
+            "timezone; what only tells how far a stage has come, give `apart`"
+        )
+
     written_out: set[ast.AST] = set()
     for node in nodes:  # what holds an expression comes before it
         opaque = False
+        if isinstance(node, ast.Call):
+            is_bare, count = _gives_nothing(node), len(node.args) + len(node.keywords)
+            method = isinstance(node.func, ast.Attribute) and node.func.attr in _UNSEEDED_METHODS
+            unseeded = is_bare and (method or meant(node.func) & _UNSEEDED)
+            if unseeded or (count == 1 and meant(node.func) & _LOCAL):
+                refuse_passing(node)
+        written_out |= {*_as_keys(node)}
         match node:
             case ast.Call(func=function, args=args) if by_text := meant(function) & _BY_TEXT:
                 texts = args[1:2] if by_text == {"builtins.getattr"} else args
@@ -240,11 +277,33 @@ def refuse_opaque(nodes: list[ast.AST], names: set[str], module: Module, imports
                 names_of = meant(node)
                 opaque = bool(names_of & (_OPAQUE | _BY_TEXT))
                 if names_of & _PASSING:
-                    raise LadderError(
-                        f"{module.path}:{node.lineno}: `{ast.unparse(node)}` is another each time, "
-                        "and a result is kept; give it to the stage as a parameter"
-                    )
+                    refuse_passing(node)
             case ast.Global():
                 opaque = True
         if opaque:
             refuse(f"`{ast.unparse(node)}`", module.path, node.lineno)  # type: ignore[attr-defined] # all of these have one
+
+
+def _gives_nothing(call: ast.Call) -> bool:
+    """Whether a call has no arguments but None."""
+    given = [*call.args, *(each.value for each in call.keywords)]
+    return all(isinstance(each, ast.Constant) and each.value is None for each in given)
+
+
+def _as_keys(node: ast.AST) -> Iterator[ast.AST]:
+    """Where `id(x)` only finds something again: as a key of a dict, or to be among some."""
+    match node:
+        case ast.Dict(keys=found):
+            pass
+        case ast.DictComp(key=key) | ast.Subscript(slice=key):
+            found = [key]
+        case ast.Compare(left=left, comparators=others):
+            found = [left, *others]
+        case ast.Call(func=ast.Attribute(attr="add" | "get" | "pop" | "setdefault"), args=found):
+            pass
+        case _:
+            return
+    for each in found:
+        match each:
+            case ast.Call(func=ast.Name(id="id") as name):
+                yield name

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from tasks.caching import traces  # noqa: F401 - from here on what is asked for is noted
 from tasks.caching.basics import LadderError
 from tasks.caching.bodies import MODULES
 from tasks.caching.cues import Look, look
@@ -79,7 +80,7 @@ class Stage(Generic[P, R]):
         *,
         exact: bool,
     ) -> None:
-        check(fn)
+        check(fn, apart)
         MODULES[fn.__module__] = None
         functools.update_wrapper(self, fn)
         self.fn = fn

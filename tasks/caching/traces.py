@@ -1,9 +1,10 @@
-"""What a body asks for beside its arguments: files, folders' names, variables of the environment.
+"""What a body asks for beside its arguments: of files and folders, variables, the machine.
 
-No source shows which they are, so they are noted when it happens, by Python's audit hook, and held
-in the record: it serves while each is as it was.  What asks is the innermost function of the
-project's own on the stack; what the engine, Python and installed packages read for themselves is
-no one's trace, nor is the code that an import reads, which the fingerprint follows.
+No source shows which they are, so they are noted when it happens, by Python's audit hook and by
+functions put in the place of Python's own, and held in the record: it serves while each is as it
+was (`held`).  What asks is the innermost function of the project's own on the stack; what the
+engine, Python and installed packages read for themselves is no one's trace, nor is the code that an
+import reads, which the fingerprint follows.
 
 A helper may keep what it once read (`lru_cache`), for the next stage that runs in this process.  So
 what each function has asked for in this process counts for every stage that reaches the function.
@@ -15,23 +16,20 @@ import contextlib
 import functools
 import importlib.util
 import os
-import re
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from hashlib import sha256
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tasks.caching import own
-from tasks.caching.basics import LadderError, digest_of_file
-
-Trace = dict[str, str]  # "$SCALE", "tasks/limits.json" or "folder/": what it was, "" for nothing
+from tasks.caching.basics import LadderError
+from tasks.caching.held import BUSY, MIXED, PLAIN, Trace, located, named, now, quietly
+from tasks.caching.held import state as state_of
 
 _ROOT = str(Path(__file__).resolve().parents[2])
-_ENGINE = str(Path(__file__).resolve().parent) + os.sep
+_ENGINE = "/tasks/caching/"  # of another checkout too, that this process has run before
 _INSTALLED = tuple(
     {f"{os.path.realpath(sysconfig.get_path(kind))}/" for kind in ("stdlib", "purelib", "platlib")}
     | {f"{sysconfig.get_path(kind)}/" for kind in ("stdlib", "purelib", "platlib")}
@@ -39,6 +37,7 @@ _INSTALLED = tuple(
 _NOBODYS = (*_INSTALLED, "/proc/", "/sys/", "/dev/")
 _QUOTES = "/linecache.py"  # of Python: reads code for a message
 _FINDS = ("/importlib/metadata/", "<frozen importlib", "<frozen zipimport")  # modules, in folders
+_WATCH = f"{_ROOT}/flows/watch.py"  # notes besides, and hands on
 _LOOKS_ROUND = ("/platform.py", "/uuid.py", "/ctypes/util.py")  # of Python: at the machine
 _REFUSED = {
     **dict.fromkeys(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn",
@@ -46,8 +45,12 @@ _REFUSED = {
     **dict.fromkeys(("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"),
                     "use the network"),
 }  # fmt: skip
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL", re.IGNORECASE)
-_MIXED = "changed while it was read"  # which nothing is ever equal to
+_MAKES = {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir"}
+# Of Python, what looks at a path, or at the machine, for who calls it ...
+_LOOKING = {"os", "posixpath", "genericpath", "pathlib", "glob", "shutil", "filecmp", "socket"}
+# ... but for functions that look whether something is in their way
+_MAKING = {"mkdir", "makedirs", "rmtree", "move", "copyfile", "copy", "copy2", "copytree",
+           "copystat", "copymode", "removedirs", "renames", "getfqdn"}  # fmt: skip
 _ENVIRON = type(os.environ)
 
 # Each function, with the file it is in: what it asked for, and what that was
@@ -65,8 +68,10 @@ class Tracer:
             f"{path(each)}{os.sep}"
             for each in apart
             for path in (os.path.realpath, os.path.abspath)
-        )
+        )  # and the folders that are made here
         self._states: dict[str, Any] = {}
+        self._named: dict[str, str] = {}
+        self._is_silent = False
         self._written: set[str] = set()
         self._refused: LadderError | None = None
 
@@ -83,15 +88,32 @@ class Tracer:
 
     def is_apart(self, path: str) -> bool:
         """Whether a path is of what counts otherwise, or was written here."""
-        return path.startswith(self._apart) or path in self._written
+        return f"{path}{os.sep}".startswith(self._apart) or path in self._written
 
-    def wrote(self, path: str) -> None:
-        """What is read of a file after this was made here."""
+    def wrote(self, path: str, *, is_folder: bool) -> None:
+        """Take down that a file or folder was made, moved or removed here: it is no trace then."""
+        if is_folder:
+            self._apart += (f"{path}{os.sep}",)
         self._written.add(path)
 
     def note(self, name: str, state: Any) -> None:
         """Take down what was asked for, and what it was."""
-        self._states[name] = state if self._states.get(name, state) == state else _MIXED
+        self._states[name] = state if self._states.get(name, state) == state else MIXED
+
+    def expect(self, paths: Iterable[str] | None) -> None:
+        """Take down files that may be read without a word to Python, as compiled code does.
+
+        None where nothing that is called does.  What a body lists, it may go on to read.
+        """
+        self._is_silent = paths is not None
+        self._named |= {named(each): each for each in paths or () if not self.is_apart(each)}
+
+    def listed(self, folder: str) -> None:
+        """Take down that the body has looked for files in a folder."""
+        if self._is_silent:
+            paths = (os.path.join(folder, each) for each in os.listdir(folder))
+            data = (each for each in paths if not each.endswith((".py", ".pyc")))
+            self._named |= {named(each): each for each in data if os.path.isfile(each)}
 
     def refuse(self, error: LadderError) -> None:
         """Keep what a stage must not do, in case that its code catches it."""
@@ -103,112 +125,16 @@ class Tracer:
         for (file, function), earlier in [*_asked.items()]:
             if any(piece in reached for piece in _pieces(file, function)):
                 for name, state in earlier.items():
-                    self.note(name, state)
+                    if name.startswith(("$", "@")) or not self.is_apart(located(name)):
+                        self.note(name, state)
+        # What the body made itself, it may have made without a word, too.
+        expected = (name for name, path in self._named.items() if not self.is_apart(path))
+        self._states |= {name: state_of(name) for name in {*expected} - self._states.keys()}
         # What was changed since is not what was read, or not all of it.
         return {
-            name: now(name) if _state(name) == state else _MIXED
+            name: now(name) if state_of(name) == state else MIXED
             for name, state in sorted(self._states.items())
         }
-
-
-def changed(trace: Mapping[str, str]) -> tuple[str, ...]:
-    """In words, what is no longer as it was when a body asked for it."""
-    return tuple(
-        _said(name, was, here) for name, was in trace.items() if (here := now(name)) != was
-    )
-
-
-def _said(name: str, was: str, now: str) -> str:
-    if not name.startswith("$"):
-        return (
-            f"{name} {'is gone' if was and not now else 'is new' if now and not was else 'changed'}"
-        )
-    shown = [
-        text[1:] if text[:1] == "=" else text[:8] if text else "not set" for text in (was, now)
-    ]
-    text = f"{name} {shown[0]} -> {shown[1]}"
-    return text if len(text) <= 100 else f"{name} changed"
-
-
-# What something is
-
-
-def _state(name: str) -> Any:
-    """What something is, as can be seen at a glance: of a file, its stat; None where it is not."""
-    if name.startswith("$"):
-        return _variable(name[1:])
-    path = located(name)
-    _local.busy = True
-    try:
-        if name.endswith("/"):
-            return _digest("\0".join(sorted(os.listdir(path))).encode("utf-8", "surrogateescape"))
-        stat = os.stat(path)
-    except (OSError, ValueError):
-        return ""
-    finally:
-        _local.busy = False
-    return path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-
-
-def now(name: str) -> str:
-    """What a trace says of something: a variable's text, or a digest; empty for nothing."""
-    state = _state(name)
-    return state if isinstance(state, str) else _of_file(*state)
-
-
-def _variable(name: str) -> str:
-    """A variable as it can be shown; of a secret, or a long one, its digest."""
-    if name == "*":
-        return _digest(repr(sorted(dict.items(_plain_environment()))).encode())
-    value = _plain_environment().get(name)
-    if value is None:
-        return ""
-    if len(value) > 60 or _SECRET.search(name):
-        return _digest(value.encode("utf-8", "surrogateescape"))
-    return f"={value}"
-
-
-def _plain_environment() -> dict[str, str]:
-    data: Any = os.environ
-    return {data.decodekey(key): data.decodevalue(value) for key, value in data._data.items()}
-
-
-@functools.lru_cache(maxsize=256)
-def _of_file(path: str, *_stat: int) -> str:
-    _local.busy = True
-    try:
-        return digest_of_file(Path(path))
-    except LadderError:
-        return ""
-    finally:
-        _local.busy = False
-
-
-def _digest(data: bytes) -> str:
-    return sha256(data).hexdigest()
-
-
-# Where something is: a record may come from a machine on which the code lies elsewhere
-
-
-def _roots() -> Iterator[str]:
-    yield from dict.fromkeys(
-        [_ROOT, *own.PLACES, *(each for each in sys.path if each and os.path.isdir(each))]
-    )
-
-
-def _named(path: str) -> str:
-    for root in _roots():
-        if path.startswith(f"{root}{os.sep}"):
-            return path[len(root) + 1 :]
-    return path
-
-
-def located(name: str) -> str:
-    """Where what a trace names is on this machine, or would be."""
-    path = name.rstrip("/")
-    paths = [os.path.join(root, path) for root in ([""] if os.path.isabs(path) else _roots())]
-    return next(filter(os.path.exists, paths), paths[0])
 
 
 # How it is noted
@@ -225,40 +151,63 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         path, writes = arguments[0] if arguments else None, False
     else:
         return
-    if getattr(_local, "busy", False) or isinstance(path, int):
+    if getattr(BUSY, "now", False) or isinstance(path, int):
         return
     if event in _REFUSED:
         if _tracing:
             _refuse(event)
-        return
-    with contextlib.suppress(TypeError, ValueError):
-        path = os.path.abspath(os.fsdecode("." if path is None else path))
-        _look(path, is_file=event == "open", writes=writes)
+    elif event in _MAKES:
+        for each in arguments[: 2 if event in ("os.rename", "os.link") else 1]:
+            _wrote(each, is_folder=event in ("os.mkdir", "os.rename"))
+    elif writes:
+        _wrote(path)
+    elif (whole := _whole(path)) and not whole.startswith(_NOBODYS):
+        _look(whole, event)
 
 
-def _look(path: str, *, is_file: bool, writes: bool) -> None:
-    if path.startswith(_NOBODYS):
-        return
-    tracers = _tracers()
-    if writes:
-        for tracer in tracers:
-            tracer.wrote(path)
-        return
+def _whole(path: Any, folder: int | None = None) -> str:
+    """A path from the root, from the working directory or an open folder; "" where it has none."""
+    with contextlib.suppress(TypeError, ValueError, OSError):
+        path = os.fsdecode("." if path is None else path)
+        if folder is not None and not os.path.isabs(path):
+            path = os.path.join(PLAIN["os.readlink"](f"/proc/self/fd/{folder}"), path)
+        if not os.path.isabs(path):
+            path = os.path.join(PLAIN["os.getcwd"](), path)
+        return os.path.normpath(path)
+    return ""
+
+
+def _wrote(path: Any, *, is_folder: bool = False) -> None:
+    if _tracing and (whole := _whole(path)):
+        for tracer in _tracers():
+            tracer.wrote(whole, is_folder=is_folder)
+
+
+def _look(path: str, event: str) -> None:
+    """Take down that a file is read, or the names in a folder."""
+    tracers, is_file = _tracers(), event == "open"
     if any(tracer.is_apart(path) for tracer in tracers):
         return
-    asker = _asker(sys._getframe(2), _FINDS if not is_file else _FINDS[:1], path)
+    frame = sys._getframe(2)
+    asker = _asker(frame, _FINDS if not is_file else _FINDS[:1], path)
     if asker is None:
         return
     if path.endswith(".pyc"):
         with contextlib.suppress(ValueError):
             path = importlib.util.source_from_cache(path)
-    _take_down(asker, _named(path) + ("" if is_file else "/"), tracers)
+    _take_down(asker, named(path) + ("" if is_file else "/"))
+    if not is_file:
+        with quietly(), contextlib.suppress(OSError):
+            for tracer in tracers:
+                tracer.listed(path)
+    if event == "os.scandir" and _part(frame.f_code.co_filename) == "ours":
+        _take_down(asker, f"?entries {named(path)}")  # each tells its size, too
 
 
-def _take_down(asker: tuple[str, str], name: str, tracers: list[Tracer]) -> None:
-    state = _state(name)
+def _take_down(asker: tuple[str, str], name: str) -> None:
+    state = state_of(name)
     _asked.setdefault(asker, {})[name] = state
-    for tracer in tracers:
+    for tracer in _tracers():
         tracer.note(name, state)
 
 
@@ -289,10 +238,11 @@ def _asker(frame: FrameType | None, finders: tuple[str, ...], path: str) -> tupl
 def _part(file: str) -> str:
     if file.startswith("<"):
         return "import" if file == "<frozen importlib._bootstrap>" else "other"
-    path = os.path.realpath(file)
+    with quietly():
+        path = os.path.realpath(file)
     if path.startswith(_INSTALLED) or not path.endswith(".py"):
         return "other"
-    return "engine" if path.startswith((_ENGINE, f"{_ROOT}/flows/")) else "ours"
+    return "engine" if _ENGINE in path or path.startswith(f"{_ROOT}/flows/") else "ours"
 
 
 def _directly(frame: FrameType | None) -> FrameType | None:
@@ -302,7 +252,7 @@ def _directly(frame: FrameType | None) -> FrameType | None:
         if _part(file) == "ours":
             return frame
         of_python = file.startswith(("<frozen", *_INSTALLED)) and "-packages/" not in file
-        if not of_python or file.endswith(_LOOKS_ROUND):
+        if file != _WATCH and (not of_python or file.endswith(_LOOKS_ROUND)):
             return None
         frame = frame.f_back
     return None
@@ -332,9 +282,9 @@ class _Environ(_ENVIRON):  # type: ignore[valid-type,misc] # a class that typesh
 
 
 def _tell(name: str) -> None:
-    if not getattr(_local, "busy", False) and (frame := _directly(sys._getframe(2))):
+    if not getattr(BUSY, "now", False) and (frame := _directly(sys._getframe(2))):
         code = frame.f_code
-        _take_down((code.co_filename, code.co_qualname), name, _tracers())
+        _take_down((code.co_filename, code.co_qualname), name)
 
 
 def _pieces(file: str, function: str) -> Iterator[str]:
@@ -346,8 +296,138 @@ def _pieces(file: str, function: str) -> Iterator[str]:
         yield from (f"{module}.{'.'.join(names[:count])}" for count in range(1, len(names) + 1))
 
 
-_EVENTS = {"os.listdir", "os.scandir", *_REFUSED}
+# What has no audit event: functions in the place of Python's own
 
+
+class _Status:
+    """What `os.stat` gives, and notes what of it is asked for."""
+
+    def __init__(self, found: os.stat_result, note: Callable[[str], None]) -> None:
+        self._found, self._note = found, note
+
+    def __getattr__(self, field: str) -> Any:
+        # Python's own, such as Path.is_file, ask for the kind in it alone.
+        is_ours = _part(sys._getframe(1).f_code.co_filename) == "ours"
+        self._note("kind" if field == "st_mode" and not is_ours else field)
+        return getattr(self._found, field)
+
+    def __iter__(self) -> Iterator[Any]:
+        for field in ("st_mode", "st_ino", "st_dev", "st_nlink", "st_uid", "st_gid", "st_size",
+                      "st_atime", "st_mtime", "st_ctime"):  # fmt: skip
+            self._note(field)
+        return iter(self._found)
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Status) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment] # nobody keeps such a thing in a set
+
+
+def _closely(frame: FrameType | None) -> tuple[str, str] | None:
+    """The project's own function that asks, itself or through Python's functions for paths."""
+    while frame is not None and not getattr(BUSY, "now", False):
+        code = frame.f_code
+        part = _part(code.co_filename)
+        if part == "ours":
+            return code.co_filename, code.co_qualname
+        module = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if code.co_filename != _WATCH and (module not in _LOOKING or code.co_name in _MAKING):
+            return None
+        frame = frame.f_back
+    return None
+
+
+def _noter(
+    path: Any, folder: int | None, frame: FrameType, link: str = ""
+) -> Callable[[str], None] | None:
+    """What takes down that a field of a path's state was asked for; None where nobody is told."""
+    asker = _closely(frame)
+    if asker is None or isinstance(path, int) or (folder is not None and not _tracing):
+        return None
+    whole = _whole(path, folder)
+    if not whole or whole.startswith(_NOBODYS):
+        return None
+    if any(tracer.is_apart(whole) for tracer in _tracers()):
+        return None
+    name = named(whole)
+    return lambda field: _take_down(asker, f"?{link}{field} {name}" if field else name)
+
+
+def _stat(path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> Any:
+    note = _noter(path, dir_fd, sys._getframe(1), "" if follow_symlinks else "l")
+    return _noted(note, "os.stat", path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+
+
+def _lstat(path: Any, *, dir_fd: int | None = None) -> Any:
+    frame = sys._getframe(1)
+    # Path.resolve() looks so whether there is a link, and follows it: that is noted.
+    is_resolved = frame.f_code.co_name in ("_joinrealpath", "realpath")
+    note = None if is_resolved else _noter(path, dir_fd, frame, "l")
+    return _noted(note, "os.lstat", path, dir_fd=dir_fd)
+
+
+def _noted(note: Callable[[str], None] | None, call: str, path: Any, **how: Any) -> Any:
+    if note is None:
+        return PLAIN[call](path, **how)
+    note("exists")
+    return _Status(PLAIN[call](path, **how), note)
+
+
+def _access(path: Any, mode: int, **how: Any) -> bool:
+    if note := _noter(path, how.get("dir_fd"), sys._getframe(1)):
+        note(f"access{mode}")
+    return bool(PLAIN["os.access"](path, mode, **how))
+
+
+def _readlink(path: Any, *, dir_fd: int | None = None) -> Any:
+    if note := _noter(path, dir_fd, sys._getframe(1)):
+        note("target")
+    return PLAIN["os.readlink"](path, dir_fd=dir_fd)
+
+
+def _open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+    # Of a path from the root the audit hook is told, and a folder may be opened for any of it.
+    is_told = isinstance(path, str) and path[:1] == "/"
+    reads = not flags & (os.O_ACCMODE | os.O_DIRECTORY | os.O_CREAT)
+    if reads and not is_told and (note := _noter(path, dir_fd, sys._getframe(1))):
+        note("")
+    number: int = PLAIN["os.open"](path, flags, mode, dir_fd=dir_fd)
+    return number
+
+
+def _telling(name: str) -> Callable[..., Any]:
+    """A function that asks what this process or machine is, and notes it."""
+
+    def asked(*arguments: Any, **more: Any) -> Any:
+        if asker := _closely(sys._getframe(1)):
+            _take_down(asker, f"@{name}")
+        return PLAIN[name](*arguments, **more)
+
+    return asked
+
+
+def _put(place: Any, name: str, function: Any) -> None:
+    """Put a function in the place of Python's own, for all who have not taken it before."""
+    plain = PLAIN[f"{place.__name__}.{name}"]
+    functools.update_wrapper(function, plain).__module__ = place.__name__
+    for kinds in (os.supports_dir_fd, os.supports_effective_ids, os.supports_fd,
+                  os.supports_follow_symlinks):  # fmt: skip
+        if plain in kinds:
+            kinds.add(function)
+    setattr(place, name, function)
+
+
+_EVENTS = {"os.listdir", "os.scandir", *_MAKES, *_REFUSED}
+_OF_PATHS = {"stat": _stat, "lstat": _lstat, "access": _access, "readlink": _readlink,
+             "open": _open}  # fmt: skip
+
+# From here on and for good: Python has no way to take an audit hook away.
 for _environ in (os.environ, os.environb):  # the same object for all who hold it
     _environ.__class__ = _Environ
-sys.addaudithook(_hook)  # for good: Python has no way to take one away
+for _call in PLAIN:
+    _place, _, _name = _call.partition(".")
+    _put(sys.modules[_place], _name, _OF_PATHS.get(_name) or _telling(_call))
+sys.addaudithook(_hook)

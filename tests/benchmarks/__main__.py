@@ -44,6 +44,7 @@ from tasks.rungs.recipes import DEFAULTS, Recipe
 from tasks.rungs.train import threads
 from tasks.serving.export import plain
 from tests.benchmarks import naive, ours
+from tests.benchmarks.truth import bench_truth
 
 HERE = Path(__file__).resolve().parent
 ARCHIVE = HERE.parents[2] / "shared" / "mnist_png.tgz"
@@ -737,7 +738,8 @@ def written(about: list[str], rows: list[Row]) -> str:
 def main() -> None:
     """Run the benchmarks that were asked for and write their result."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    known = f"{', '.join(BENCHMARKS)}; or truth, by itself, which writes truth.md"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     parser.add_argument("--data", type=Path, help="MNIST's folder, instead of its archive")
     parser.add_argument("--rounds", type=int, default=5, help="of the short ones")
     parser.add_argument("--long-rounds", type=int, default=1, help="of the cold pipeline")
@@ -747,6 +749,10 @@ def main() -> None:
         "--peers", action="store_true", help="install DVC, Dagster and decoders, and compare"
     )
     options = parser.parse_args()
+    if options.names == ["truth"]:
+        with tempfile.TemporaryDirectory(prefix="benchmarks-") as root:
+            bench_truth(Path(root))
+        return
     names = options.names or [name for name in BENCHMARKS if name not in OPTIONAL]
     if unknown := set(names) - BENCHMARKS.keys():
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
