@@ -135,8 +135,13 @@ def is_followed(module: str, name: str) -> bool:
 
 @functools.cache
 def is_brought(name: str) -> bool:
-    """Whether a name is of a project's module, whose import may do more than make names."""
-    if not is_ours(name) or f"{name}.".startswith("tasks.caching.") or not is_module(name):
+    """Whether a name is of a project's module, whose import may do more than make names.
+
+    Not of the engine, and not of the flows: what these set up, bodies see in the environment.
+    """
+    if not is_ours(name) or f"{name}.".startswith(("tasks.caching.", "flows.")):
+        return False
+    if not is_module(name):
         return False
     found = sys.modules.get(name) or importlib.util.find_spec(name)
     return bool(getattr(found, "__file__", None) or getattr(found, "origin", None))
