@@ -16,7 +16,6 @@ from test_ladder import Project, write_digits
 from test_train import pictures, quick
 
 from tasks.caching.basics import LadderError
-from tasks.caching.fingerprint import fingerprint
 from tasks.caching.own import beside
 from tasks.rungs.ladders import label, read_recipes
 from tasks.rungs.measure import load_model
@@ -199,7 +198,7 @@ def test_a_package_is_followed_through_its_imports(folder: Path, name: str) -> N
     for file, text in PACKAGE.items():
         (folder / "own_package" / file).write_text(text)
     mine = recipe(folder, model=name)
-    code, versions = fingerprint(train.fn, {"recipe": mine, "training": [], "watched": []})
+    code, versions = train.follow({"recipe": mine, "training": [], "watched": []})
     assert {unit for unit in code if unit.startswith("own_package")} == {
         "own_package.nets.Deep", "own_package.parts.width", "own_package.parts.WIDTH",
     }  # fmt: skip

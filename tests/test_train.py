@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 from tasks.caching.basics import LadderError
 from tasks.caching.bodies import Body, Here
 from tasks.caching.call import Call, Settings
-from tasks.caching.fingerprint import fingerprint
 from tasks.caching.stage import Run
 from tasks.caching.values import Stack
 from tasks.images.drawing import draw, held_out_of
@@ -94,7 +93,7 @@ def test_a_training_reaches_what_its_recipe_names_and_no_other() -> None:
     fields = {"model": "mlp", "loss": "softmax_mse", "optimizer": "adamw", "schedule": "one_cycle"}
     names = (MODELS, LOSSES, OPTIMIZERS, SCHEDULES)
     parts = {each.__name__: each for registry in names for each in registry.values()}
-    code = fingerprint(train.fn, {"recipe": Recipe(**fields), "training": [], "watched": []}).code
+    code = train.follow({"recipe": Recipe(**fields), "training": [], "watched": []}).code
     reached = {unit.rpartition(".")[2] for unit in code} & parts.keys()
     assert reached == {"mlp", "softmax_mse", "AdamW", "one_cycle"}
 
