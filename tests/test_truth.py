@@ -10,9 +10,7 @@ import pytest
 
 from tests.benchmarks import truth
 
-MISSED = {  # what the engine does not see yet
-    "a package's version, asked for by name",
-}
+MISSED = {"a package's version, asked for by name"}  # what the engine does not see yet
 EDITS = [
     pytest.param(
         edit,

@@ -92,8 +92,9 @@ def edits() -> list[Edit]:
 class Library:
     """A library that projects are run with; or none of them, for clean builds.
 
-    Those of others start a process for each run.  Ours is forked from one that has imported its
-    engine, which takes seconds; so are clean builds.
+    Each run is a fork of a process that has imported torch, which takes seconds, and of Stepladder
+    its engine.  Only astrocache starts a process for each: by Python's hashes it tells arguments
+    apart, and forks of one process may have equal ones.
     """
 
     def __init__(self, name: str, place: Path, installed: Path | None = None) -> None:
@@ -105,7 +106,7 @@ class Library:
         self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         self._command = [sys.executable, "-P", str(HERE / "with_caches.py"), name]
         self._forks: subprocess.Popen[str] | None = None
-        if installed is None:
+        if name != "astrocache":
             self._forks = subprocess.Popen(
                 [*self._command, "--forks"], env=self._environment, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -172,7 +173,7 @@ def bench_truth(place: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
 
         def given(name: str) -> list[list[Run]]:
-            library = Library(name, place / name, installed if name in others else None)
+            library = Library(name, place / name, installed)
             try:
                 return [library.runs(edit) for edit in table]
             finally:
@@ -219,8 +220,9 @@ def written(table: list[Edit], verdicts: dict[str, list[str]], versions: list[st
             "",
             f"{len(table)} edits of small projects, given to each library by `python -m "
             "tests.benchmarks truth`. A project with one cached function is run, edited and run "
-            "again, each time in a fresh process (ours forked from one that has imported its "
-            "engine), and what it gives is held against a build without a cache. "
+            "again, each time in a fresh process (most of them forks of one that has imported "
+            "torch and nothing of the project, ours also its engine), and what it gives is held "
+            "against a build without a cache. "
             "[edits.toml](edits.toml) has projects and edits, [truth.py](truth.py) how each "
             "library was asked: as its own page tells, in its strictest setting where it has one "
             "(`capture=True` for checkpointer, `assume_purity = False` for charmonium.cache).",

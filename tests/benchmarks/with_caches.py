@@ -10,6 +10,7 @@ has imported torch and our engine and nothing else.  The fork's exit status answ
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -43,6 +44,7 @@ def fork(library: str) -> None:
         if not child:
             os.chdir(line.strip())
             write(library)
+            atexit._run_exitfuncs()  # some libraries write then
             os._exit(0)  # to take torch to pieces lasts a second
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
