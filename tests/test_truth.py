@@ -10,17 +10,7 @@ import pytest
 
 from tests.benchmarks import truth
 
-MISSED = {"a package's version, asked for by name"}  # what the engine does not see yet
-EDITS = [
-    pytest.param(
-        edit,
-        id=f"{edit.kind}, {edit.what}",
-        marks=[pytest.mark.xfail(strict=True, raises=AssertionError)]
-        if edit.what in MISSED
-        else [],
-    )
-    for edit in truth.edits()
-]
+EDITS = [pytest.param(edit, id=f"{edit.kind}, {edit.what}") for edit in truth.edits()]
 
 
 @pytest.fixture(scope="module")

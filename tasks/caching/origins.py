@@ -120,7 +120,7 @@ def is_module(name: str) -> bool:
     """Whether there is a module of that full name."""
     try:
         return name in sys.modules or importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, TypeError):  # the last of a module that gives any attribute
         return False
 
 

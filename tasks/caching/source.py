@@ -65,7 +65,8 @@ _TOLD_OF = {
     for parts in (name.split(".") for name in _OPAQUE | _PASSING | _UNSEEDED | _LOCAL | _BY_TEXT)
     for count in range(1, len(parts) + 1)
 }
-_HIDDEN = {"__dict__", "__doc__", "__annotations__", "__globals__", "__subclasses__"}
+_HIDDEN = {"__dict__", "__doc__", "__annotations__", "__globals__", "__subclasses__",
+           "f_lineno", "tb_lineno", "co_firstlineno"}  # fmt: skip
 
 _UNCHECKED = 1  # flags of bytecode that is used whatever became of its source
 WHOLE = "<module>"  # as Python calls what a module does when it is imported

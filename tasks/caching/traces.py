@@ -34,7 +34,9 @@ _INSTALLED = tuple(
     {f"{os.path.realpath(sysconfig.get_path(kind))}/" for kind in ("stdlib", "purelib", "platlib")}
     | {f"{sysconfig.get_path(kind)}/" for kind in ("stdlib", "purelib", "platlib")}
 )
-_NOBODYS = (*_INSTALLED, "/proc/", "/sys/", "/dev/")
+_NOBODYS = (*_INSTALLED, "/proc/", "/sys/", "/dev/")  # but for files on a disk in memory
+_SHARED_MEMORY = "/dev/shm/"
+_VERSION = "/METADATA"  # of a distribution that is installed
 _QUOTES = "/linecache.py"  # of Python: reads code for a message
 _FINDS = ("/importlib/metadata/", "<frozen importlib", "<frozen zipimport")  # modules, in folders
 _WATCH = f"{_ROOT}/flows/watch.py"  # notes besides, and hands on
@@ -161,8 +163,14 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
             _wrote(each, is_folder=event in ("os.mkdir", "os.rename"))
     elif writes:
         _wrote(path)
-    elif (whole := _whole(path)) and not whole.startswith(_NOBODYS):
+    elif (whole := _whole(path)).endswith(_VERSION):
+        _tell(named(whole))
+    elif whole and not _is_nobodys(whole):
         _look(whole, event)
+
+
+def _is_nobodys(path: str) -> bool:
+    return path.startswith(_NOBODYS) and not path.startswith(_SHARED_MEMORY)
 
 
 def _whole(path: Any, folder: int | None = None) -> str:
@@ -348,7 +356,7 @@ def _noter(
     if asker is None or isinstance(path, int) or (folder is not None and not _tracing):
         return None
     whole = _whole(path, folder)
-    if not whole or whole.startswith(_NOBODYS):
+    if not whole or _is_nobodys(whole):
         return None
     if any(tracer.is_apart(whole) for tracer in _tracers()):
         return None
