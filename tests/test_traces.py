@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -351,6 +352,7 @@ def test_a_process_of_its_own_is_watched_and_has_the_run_s_environment(traced, m
 def test_the_order_of_a_set_of_texts_is_the_same_in_every_process(traced, monkeypatch) -> None:
     """Its results are kept, and Python's hashes of texts are others in each."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    forkserver._forkserver._stop()  # another test may have had Python start it
     found = traced("in_some_order", process.Processes())[-1]
     code = "print(*{'a', 'b', 'c', 'd', 'e', 'f'})"
     again = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "0"}, text=True,

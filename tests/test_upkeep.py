@@ -283,8 +283,8 @@ def steady(number: int) -> dict[str, int]:
 
 @stage
 def moody(number: int) -> dict[str, float]:
-    """Another number each time."""
-    return {"number": time.perf_counter()}
+    """Another number each time, by what nobody is told of."""
+    return {"number": float(Path("/proc/self/schedstat").read_text().split()[0])}
 
 
 @stage

@@ -171,10 +171,9 @@ def _roots() -> Iterator[str]:
 
 def named(path: str) -> str:
     """What a trace calls a path: from the folder that code is found in, if it lies there."""
-    for root in _roots():
-        if path.startswith(f"{root}{os.sep}"):
-            return path[len(root) + 1 :]
-    return path
+    around = [root for root in _roots() if path.startswith(f"{root}{os.sep}")]
+    # The innermost: an environment with packages may lie in the project's folder, or elsewhere.
+    return path[len(max(around, key=len)) + 1 :] if around else path
 
 
 def located(name: str) -> str:
