@@ -180,12 +180,13 @@ def ladder(
         rungs[name] = [trained, calibration, figures]
         stages[name] = [*first, *rungs[name]]
 
+    alike = twins(training, held, tested, data.classes)
     failed = session.fallen(stages)
     stood = {name: parts for name, parts in rungs.items() if name not in failed}
     page = report(
         place.name, data.classes, training, tested, means, baselines, stood, chosen, validated_by,
         data.skipped, left_out([chosen[name] for name in stood], whole), place.home,
-        held, data.split, twins(training, held, tested, data.classes),
+        held, data.split, alike,
         converted(data.headers, form, chosen=size is not None), failed, fit, usual,
     )  # fmt: skip
     folder = publish(session, page, failed, functools.partial(consider, rule=promote_if))

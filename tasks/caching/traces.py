@@ -352,8 +352,10 @@ def _noter(
     path: Any, folder: int | None, frame: FrameType, link: str = ""
 ) -> Callable[[str], None] | None:
     """What takes down that a field of a path's state was asked for; None where nobody is told."""
+    if isinstance(path, int) or (folder is not None and not _tracing):
+        return None  # as a scan asks, of very many
     asker = _closely(frame)
-    if asker is None or isinstance(path, int) or (folder is not None and not _tracing):
+    if asker is None:
         return None
     whole = _whole(path, folder)
     if not whole or _is_nobodys(whole):
