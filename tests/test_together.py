@@ -18,7 +18,7 @@ from PIL import Image
 from prefect_server import PrefectServer
 from shell import Shell
 from test_faults import descendants, running
-from test_told import asked, last_run
+from test_told import last_run, last_tasks
 
 from tasks.caching.basics import LadderError, StageError, StoppedError
 from tasks.caching.bodies import Body
@@ -77,7 +77,7 @@ def test_each_body_is_alone_in_a_fork_of_the_same_process() -> None:
 def test_what_ends_one_does_not_end_the_next(how: str, kind: Any, words: str) -> None:
     with Processes().together() as runner:
         with pytest.raises(kind, match=words):
-            runner.run(body("fail", how, timeout=1), lambda *_: None)
+            runner.run(body("fail", how, timeout=int(how == "slow")), lambda *_: None)
         assert runner.run(body("leave", 1), lambda *_: None)[0] == 1
 
 
@@ -149,19 +149,12 @@ def test_many_calls_in_a_row_share_tasks(
     bad.write_bytes(good)
     done = shell.run(RUN, tmp_path, environment)
     assert done.returncode == 0, done.stderr
-    names = Counter(each["name"].partition(" ")[0] for each in _tasks(prefect_server))
+    names = Counter(each["name"].partition(" ")[0] for each in last_tasks(prefect_server)[1])
     assert names["decode"] == 5
     assert names["mean"] == 3
     assert len(stored(tmp_path)) > 215
     states, _log = last_run(prefect_server)
     assert states["Cached"] == 4 + 2, "the decodes and means that the bad file did not reach"
-    assert {each["name"] for each in _tasks(prefect_server)} >= {
+    assert {each["name"] for each in last_tasks(prefect_server)[1]} >= {
         "decode training/c00 to training/c31", "mean c64 to c69",
     }  # fmt: skip
-
-
-def _tasks(server: PrefectServer) -> list[dict[str, Any]]:
-    """Those of the run that began last."""
-    started = {"flow_runs": {"start_time": {"is_null_": False}}}
-    [run, *_] = asked(server, "flow_runs", sort="START_TIME_DESC", **started)
-    return asked(server, "task_runs", flow_runs={"id": {"any_": [run["id"]]}})

@@ -54,11 +54,16 @@ def asked(server: PrefectServer, what: str, **filters: Any) -> list[dict[str, An
     return post(f"{server.url}/{what}/filter", filters)
 
 
+def last_tasks(server: PrefectServer) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The run that began last, and its tasks."""
+    [run, *_] = asked(server, "flow_runs", sort="START_TIME_DESC", **STARTED)
+    return run, asked(server, "task_runs", flow_runs={"id": {"any_": [run["id"]]}})
+
+
 def last_run(server: PrefectServer) -> tuple[Counter[str], list[str]]:
     """How many of the stages ended in which state, and the lines of its log."""
-    [run, *_] = asked(server, "flow_runs", sort="START_TIME_DESC", **STARTED)
-    of_it = {"flow_runs": {"id": {"any_": [run["id"]]}}}
-    tasks = Counter(each["state"]["name"] for each in asked(server, "task_runs", **of_it))
+    run, tasks_of_it = last_tasks(server)
+    tasks = Counter(each["state"]["name"] for each in tasks_of_it)
     lines = asked(server, "logs", logs={"flow_run_id": {"any_": [run["id"]]}})
     return tasks, [each["message"] for each in lines]
 

@@ -35,6 +35,12 @@ def numbers(values: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [there, pa.py_buffer(data)])
 
 
+def digests(values: np.ndarray) -> pa.Array:
+    """A column of the sha256 digests values[N, 32] uint8."""
+    data = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(pa.binary(32), len(values), [None, data])
+
+
 def _of_bytes(values: list[bytes], kind: pa.DataType) -> pa.Array:
     ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
     if ends[-1] > _LONGEST:

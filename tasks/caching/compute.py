@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from tasks.caching.fingerprint import KNOWN, named_files
 from tasks.caching.held import changed
 from tasks.caching.refs import Ref, inputs_of
 from tasks.caching.refs import loaded as loaded_argument
-from tasks.caching.stage import Run, Stage, nothing
+from tasks.caching.stage import Run, Stage, nothing, stage_named
 from tasks.caching.store import Store
 from tasks.caching.traces import Tracer
 from tasks.caching.values import content_digest
@@ -59,7 +58,7 @@ def run_body(
     torch.set_num_threads(cores)
     own.search(settings.places)
     module, name, label = where
-    stage: Stage[Any, Any] = getattr(importlib.import_module(module), name)
+    stage: Stage[Any, Any] = stage_named(module, name)
     look = stage.look(arguments, settings.device, cores)
     if look.key != key:
         raise LadderError(
@@ -109,14 +108,14 @@ def look_ahead(
     arguments: dict[str, Any],
     _key: str,
     settings: Settings,
-    _purpose: str,
+    *_more: Any,
 ) -> None:
-    """Read the sources that a stage reaches, for processes that are forked from this one."""
+    """Read the sources that `run_body` will, for processes that are forked from this one."""
     own.search(settings.places)
     KNOWN.set({})
-    stage: Stage[Any, Any] = getattr(importlib.import_module(where[0]), where[1])
+    module, name, _label = where
     with contextlib.suppress(LadderError):  # the body will say so
-        stage.follow(arguments)
+        stage_named(module, name).follow(arguments)
 
 
 def _earlier(

@@ -66,12 +66,14 @@ def fingerprint(
     apart: what is not followed, for it cannot change the result.
     Raises LadderError for code that cannot be followed or changed since it was imported.
     """
-    known, asked = KNOWN.get(), _asked(fn, arguments, apart)
-    if known is None:
-        return _followed(fn, arguments, apart)
-    if asked not in known:
-        known[asked] = _followed(fn, arguments, apart)
-    return known[asked]
+    with _TURN:
+        known = KNOWN.get()
+        if known is None:
+            return _followed(fn, arguments, apart)
+        asked = _asked(fn, arguments, apart)
+        if asked not in known:
+            known[asked] = _followed(fn, arguments, apart)
+        return known[asked]
 
 
 def _asked(
@@ -94,27 +96,26 @@ def _followed(
     packages: set[str] = set()
     words: set[str] = set()
     waiting = [start]
-    with _TURN:
-        while waiting:
-            unit = waiting.pop()
-            if unit not in found and unit not in apart:
-                named = reach(unit, tuple(arguments) if unit == start else (), *whole)
-                if named.reads and not whole:
-                    return _followed(fn, arguments, apart, True)
-                memory = Memory(unit)
-                found[unit] = named.digest + memory.digest
-                packages |= named.packages
-                words |= named.words | memory.words
-                waiting += named.units | memory.units
-                for target in (each for one in named.choices for each in _chosen(one, arguments)):
-                    if isinstance(target, Unit):
-                        waiting.append(target)
-                    else:
-                        packages.add(target)
-            if not waiting:
-                done = found.keys() | apart
-                waiting += (each for each in _brought(arguments, words) if each not in done)
-        return Fingerprint({str(unit): found[unit] for unit in sorted(found)}, versions(packages))
+    while waiting:
+        unit = waiting.pop()
+        if unit not in found and unit not in apart:
+            named = reach(unit, tuple(arguments) if unit == start else (), *whole)
+            if named.reads and not whole:
+                return _followed(fn, arguments, apart, True)
+            memory = Memory(unit)
+            found[unit] = named.digest + memory.digest
+            packages |= named.packages
+            words |= named.words | memory.words
+            waiting += named.units | memory.units
+            for target in (each for one in named.choices for each in _chosen(one, arguments)):
+                if isinstance(target, Unit):
+                    waiting.append(target)
+                else:
+                    packages.add(target)
+        if not waiting:
+            done = found.keys() | apart
+            waiting += (each for each in _brought(arguments, words) if each not in done)
+    return Fingerprint({str(unit): found[unit] for unit in sorted(found)}, versions(packages))
 
 
 def check(fn: Callable[..., Any], apart: Any = None) -> None:

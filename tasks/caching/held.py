@@ -164,9 +164,7 @@ def _digest(data: bytes) -> str:
 
 
 def _roots() -> Iterator[str]:
-    yield from dict.fromkeys(
-        [_ROOT, *own.PLACES, *(each for each in sys.path if each and os.path.isdir(each))]
-    )
+    yield from dict.fromkeys([_ROOT, *own.PLACES, *filter(None, sys.path)])
 
 
 def named(path: str) -> str:

@@ -83,7 +83,7 @@ class Orchestrated(Session):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(replace(settings, audit=AUDIT.get()))
-        self.runner = process.Processes()
+        self.runner: process.Processes = process.Processes()
         self.futures: list[Any] = []
         self._names: dict[Any, list[str]] = {}  # of the stages that each future is of, by its id
         self._held: list[Promise] = []  # calls of one stage in a row, not yet handed on
@@ -229,8 +229,9 @@ class Orchestrated(Session):
             raise LadderError("\n".join([*once(others), *[told(once(mistakes))] * bool(mistakes)]))
         if FlowRunContext.get():
             get_run_logger().info(summary(self.results().values()))
-        refs, place = _share(handle)
-        return _taken(Share(refs.result(), place))
+        share = _share(handle)
+        ref: Ref = share.refs.result()[share.place]
+        return ref
 
     def results(self) -> dict[str, Ref]:
         """The reference of every stage that gave one, by name; for when all have finished."""
@@ -304,8 +305,7 @@ def _task(stage: Stage[Any, Any]) -> Task[..., Any]:
 def _perform(stage: Stage[Any, Any], calls: Calls, settings: Settings) -> list[Ref]:
     """The body of a task in the run's own process."""
     session = SESSION.get(None)
-    own_runner = session.runner if isinstance(session, Session) else None
-    processes = own_runner if isinstance(own_runner, process.Processes) else process.Processes()
+    processes = session.runner if isinstance(session, Orchestrated) else process.Processes()
 
     def perform(name: str, arguments: dict[str, Any], runner: Runner) -> Ref:
         return Call(stage, name, arguments, settings, runner, Telling(name)).perform()

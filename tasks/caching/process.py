@@ -82,6 +82,7 @@ class Processes:
 
         When no process can be started, raises CommonError and lets none start after it.
         """
+        self.prepare()
         with contextlib.ExitStack() as held:
             cores = held.enter_context(CORES.hold(body.cores, body.seconds, self.is_stopped))
             arguments = (_ROOT, body, cores, dict(os.environ))
@@ -100,15 +101,18 @@ class Processes:
         finally:
             runner.end()
 
+    def prepare(self) -> None:
+        """Let processes be started, which may take a while: before a body holds cores."""
+        if multiprocessing.current_process().daemon:
+            # Those of somebody else's pool may not have children; ours end with them.
+            multiprocessing.current_process().daemon = False
+        warm_up()
+
     @contextlib.contextmanager
     def started(
         self, target: Callable[..., None], arguments: tuple[Any, ...]
     ) -> Iterator[tuple[BaseProcess, Connection]]:
         """A process inside, and where it answers."""
-        if multiprocessing.current_process().daemon:
-            # Those of somebody else's pool may not have children; ours end with them.
-            multiprocessing.current_process().daemon = False
-        warm_up()
         process, receiver = self._start(target, arguments)
         try:
             with receiver:
@@ -198,6 +202,7 @@ class _Together:
 
     def run(self, body: Body, progress: Callable[..., None]) -> Any:
         """Run a body, as `Processes.run` does."""
+        self._processes.prepare()
         with CORES.hold(body.cores, body.seconds, self.is_stopped) as cores:
             if self._one is None:
                 self._one = self._held.enter_context(self._processes.started(_fork_each, (_ROOT,)))
@@ -265,8 +270,8 @@ def _fork_each(connection: Connection, root: str) -> None:
             body, cores, environment = connection.recv()
         except EOFError:
             return
-        _adopt(environment)
         if not is_prepared and root == _ROOT:
+            _adopt(environment)
             body.prepare()
             is_prepared = True
         ours, theirs = os.pipe()  # which closes when this process ends, however that comes

@@ -109,7 +109,7 @@ class Stage(Generic[P, R]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: whoever gets it elsewhere takes the stage of its own code."""
-        return _stage_named, (self.fn.__module__, self.name)
+        return stage_named, (self.fn.__module__, self.name)
 
     @property
     def is_heavy(self) -> bool:
@@ -134,7 +134,8 @@ class Stage(Generic[P, R]):
         return fingerprint(self.fn, arguments, apart)
 
 
-def _stage_named(module: str, name: str) -> Any:
+def stage_named(module: str, name: str) -> Any:
+    """The stage that a module calls so; the module is imported."""
     return getattr(importlib.import_module(module), name)
 
 

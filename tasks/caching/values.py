@@ -174,10 +174,8 @@ def _rows(tensor: Tensor) -> pa.Array:
 
 
 def _stack_bytes(stack: Stack) -> memoryview:
-    digests = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(32), len(stack.names), [None, pa.py_buffer(np.ascontiguousarray(stack.digests))]
-    )
     names = columns.binaries(name.encode("utf-8", "surrogateescape") for name in stack.names)
+    digests = columns.digests(stack.digests)
     held = {"images": _rows(stack.images), "names": names, "digests": digests}
     if stack.left_out:
         return _ipc(held, {"left_out": json.dumps([*stack.left_out])})

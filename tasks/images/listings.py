@@ -68,10 +68,8 @@ def write_listing(root: Path, listing: Listing) -> str:
     """Keep a listing under `root`, unless it is there; gives its digest."""
     digest = _listing_digest(listing)
     if read_listing(root, digest) is None:
-        size = len(listing.names)
-        data = pa.py_buffer(np.ascontiguousarray(listing.digests))
-        digests = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), size, [None, data])
-        _write(_listing_path(root, digest), LISTING, [columns.texts(listing.names), digests])
+        held = [columns.texts(listing.names), columns.digests(listing.digests)]
+        _write(_listing_path(root, digest), LISTING, held)
     return digest
 
 
