@@ -17,6 +17,7 @@ from tasks.caching.basics import LadderError
 from tasks.caching.origins import is_ours
 
 DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_COMPREHENSION = ast.ListComp | ast.SetComp | ast.DictComp
 Imports = dict[str, set[tuple[str, str]]]  # name -> each (module, attribute or "") it may come from
 
 
@@ -226,8 +227,25 @@ def touched(statement: ast.stmt, imports: Imports) -> set[str]:
     }
 
 
+class _AsGenerators(ast.NodeTransformer):
+    """Each comprehension as a generator of the same names, which has a table of its own.
+
+    From Python 3.12 on the others share that of the code around them.
+    """
+
+    def _generator(self, node: _COMPREHENSION) -> ast.GeneratorExp:
+        self.generic_visit(node)
+        made = ast.Tuple([node.key, node.value]) if isinstance(node, ast.DictComp) else node.elt
+        return ast.GeneratorExp(made, node.generators)
+
+    visit_ListComp = visit_SetComp = visit_DictComp = _generator  # noqa: N815 - as ast calls them
+
+
 def _tables(text: str) -> list[symtable.SymbolTable]:
     """Python's own symbol tables of a piece of module-level code, the outermost first."""
+    tree = ast.parse(text)
+    if any(isinstance(node, _COMPREHENSION) for node in ast.walk(tree)):
+        text = ast.unparse(_AsGenerators().visit(tree))
     tables = [symtable.symtable(text, "<unit>", "exec")]
     for table in tables:
         tables += table.get_children()
