@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import Callable, Iterator
 
 import torch
@@ -69,8 +71,20 @@ def repeated(work: Callable[[], None], device: str) -> Iterator[None]:
     torch.cuda.current_stream().wait_stream(stream)
     yield
     recording = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recording, stream=stream):
+    with no_collection(), torch.cuda.graph(recording, stream=stream):
         work()
     while True:
         recording.replay()
         yield
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Inside, Python collects no garbage: to free another training's graph spoils a recording."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
