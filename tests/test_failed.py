@@ -8,12 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from prefect_server import PrefectServer
 from shell import Shell
 from test_ladder import Project, write_digits
 from test_report import Page, climb
 from test_verdict import climbed, everything, mostly
+from torch import Tensor
 
+from tasks.caching.basics import LadderError
+from tasks.caching.call import Call, Settings
+from tasks.caching.process import Processes
+from tasks.caching.stage import stage
 from tasks.report.artifacts import ladder_table
 from tasks.report.comparison import comparison, moved
 from tasks.rungs.recipes import Recipe
@@ -23,6 +29,16 @@ BAD = """
 def bad(logits, labels, smoothing):
     return (logits * float("nan")).mean()
 """
+
+
+@stage
+def huge(how: str) -> Tensor:
+    """What asks for more memory than any machine has."""
+    if how == "torch":
+        return torch.empty(2**45)
+    if how == "numpy":
+        return torch.from_numpy(np.empty(2**45))
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
 def some_failed(stood: dict[str, tuple[float, Any]], failed: dict[str, str]) -> dict[str, Any]:
@@ -133,3 +149,18 @@ def test_warnings_name_each_reason_once(seeds: int) -> None:
     assert results["warnings"] == [
         f"{name} failed: {why}" for why in dict.fromkeys(failed.values())
     ]
+
+
+@pytest.mark.parametrize(
+    ("how", "device", "said"),
+    [
+        ("torch", "cpu", r"of this machine does not suffice: lower batch_size, .* uses it$"),
+        ("numpy", "cpu", "of this machine does not suffice"),
+        ("gpu", "cuda", r"of the GPU does not suffice: .*, or take --device cpu$"),
+    ],
+)
+def test_too_little_memory_is_told_without_a_traceback(how, device, said, tmp_path) -> None:
+    """A body's own process says it, as any mistake that the user can mend."""
+    call = Call(huge, "huge", {"how": how}, Settings(str(tmp_path), "tiny", device), Processes())
+    with pytest.raises(LadderError, match=said):
+        call.perform()

@@ -26,6 +26,9 @@ from tasks.caching.store import Store
 from tasks.caching.traces import Tracer
 from tasks.caching.values import content_digest
 
+# How torch says that there is no memory left, its allocators and the libraries it calls
+_NO_ROOM = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
 
 @dataclass(frozen=True)
 class _Watched(Run):
@@ -92,7 +95,8 @@ def run_body(
     start = time.perf_counter()
     with Tracer([settings.cache, *_folders(arguments)]) as tracer:
         tracer.expect(named_files(look.ingredients, arguments))
-        value = stage.fn(**loaded)
+        with _memory_of(settings.device):
+            value = stage.fn(**loaded)
     seconds = time.perf_counter() - start
     if purpose == "compare":
         return content_digest(value), seen
@@ -101,6 +105,21 @@ def run_body(
     record = store.put(stage.name, key, value, seconds, look.ingredients, about)
     store.drop_scratch(key)
     return record.digest, seen
+
+
+@contextlib.contextmanager
+def _memory_of(device: str) -> Iterator[None]:
+    """Inside, to ask for more memory than there is raises LadderError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _NO_ROOM):
+            raise
+        at = f"the memory of {'the GPU' if device == 'cuda' else 'this machine'}"
+        raise LadderError(
+            f"{at} does not suffice: lower batch_size, ask for smaller images (--size), or end "
+            f"what else uses it{', or take --device cpu' if device == 'cuda' else ''}"
+        ) from error
 
 
 def look_ahead(
