@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tasks.rungs.course import Course
 
-LEG = 16  # steps: enough to hide Python from a GPU, and few enough to be recorded of any model
+LEG = 8  # steps: enough to hide Python from a GPU, and few enough to be recorded of any model
 
 
 class Legs:

@@ -1,7 +1,7 @@
 """`python -m tests.benchmarks [NAME...]`: each benchmark by name, or all that need no option.
 
 Ours and the naive way take turns in one run, so that what else the machine does hits both.  Prints
-medians and ratios and writes them to benchmarks.md beside this file.
+medians and ratios and writes them to benchmarks.md beside this file; `gpu` by itself to gpu.md.
 """
 
 from __future__ import annotations
@@ -708,8 +708,9 @@ def machine() -> list[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     names = ("torch", "numpy", "pillow", "pyarrow", "prefect")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    gpu = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return [
-        f"{cpu}, {CORES.total} cores, {memory:.0f} GB; {platform.system()}",
+        f"{cpu}, {CORES.total} cores, {memory:.0f} GB{gpu}; {platform.system()}",
         f"Python {platform.python_version()}, {', '.join(versions)}",
         f"load average at the start {os.getloadavg()[0]:.1f}; "
         f"{datetime.datetime.now(datetime.UTC).date().isoformat()}",
@@ -771,7 +772,9 @@ def main() -> None:
                 print("  " + " | ".join(row.cells()), flush=True)
                 rows.append(row)
             print(f"  took {time.monotonic() - begun:.0f} s", flush=True)
-    (HERE / "benchmarks.md").write_text(written(about, rows), encoding="utf-8")
+    # A machine with a GPU is another one: its figures stay beside those of the rest.
+    target = "gpu.md" if names == ["gpu"] else "benchmarks.md"
+    (HERE / target).write_text(written(about, rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
