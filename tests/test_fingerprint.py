@@ -497,7 +497,9 @@ def test_a_package_leads_to_the_distributions_that_python_itself_finds() -> None
     theirs = importlib.metadata.packages_distributions()
     ours = origins.distributions()
     assert {top: {each.name for each in found} for top, found in ours.items()} == {
-        top: set(names) for top, names in theirs.items()
+        top: set(names)
+        for top, names in theirs.items()
+        if top != "__pycache__"  # of single files, as Python 3.12 and later count it
     }
 
 
