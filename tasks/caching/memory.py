@@ -40,7 +40,6 @@ from tasks.caching.syntax import DEFINITION, refuse
 
 # What holds nothing that a result could depend on
 _EMPTY = (type(threading.Lock()), type(threading.RLock()), ContextVar, ModuleType)
-_TOLD = FunctionType | MethodType | type | set | frozenset | np.ndarray | Tensor
 _ATOM = bool | int | float | complex | str | bytes | None
 
 
@@ -105,15 +104,17 @@ class Memory:
             case np.ndarray() if value.dtype.hasobject:
                 return self._data(value.tolist())
             case np.ndarray() | np.generic() | Tensor():
-                return [str(value.dtype), value.tolist()]
+                more = [*value.shape, type(value).__name__, getattr(value, "requires_grad", None)]
+                return [str(value.dtype), *more, value.tolist()]
             case re.Pattern():
                 return [value.pattern, value.flags]
             case list() | tuple() | collections.deque():
-                return [self._data(item) for item in value]
+                return [*self._kind(value), *map(self._data, value)]
             case set() | frozenset():
-                return sorted(repr(self._data(item)) for item in value)
+                return [*self._kind(value), *sorted(repr(self._data(item)) for item in value)]
             case Mapping():
-                return [[self._data(key), self._data(item)] for key, item in [*value.items()]]
+                pairs = ([self._data(key), self._data(item)] for key, item in [*value.items()])
+                return [*self._kind(value), *pairs]
             case functools.partial():
                 return [self._data(each) for each in (value.func, *value.args, value.keywords)]
             case MethodType():
@@ -135,6 +136,15 @@ class Memory:
             case _:
                 return self._pickled(value)
         return ...
+
+    def _kind(self, value: Any) -> list[Any]:
+        """What tells a container from another of the same items; nothing of the plainest."""
+        more = [getattr(value, name, None) for name in ("maxlen", "default_factory")]
+        return (
+            []
+            if type(value) in (list, dict, set)
+            else [type(value).__name__, *map(self._data, more)]
+        )
 
     def _pickled(self, value: Any) -> Any:
         """What others' objects hold: their pickle, which nobody reads; Ellipsis without one."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import functools
 import hashlib
+import pkgutil
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -32,8 +34,11 @@ class Unit(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
+_PYTHON_S, _DATA = ("sys", "os", "platform"), bool | int | float | str | tuple
 # The texts in each unit that has been reached here, with the file that it is in
 TEXTS: dict[str, tuple[str, frozenset[str]]] = {}
+UNORDERED: set[str] = set()  # and those that make sets, whose order is another in each process
+_SETS = re.compile(r"\b(set|frozenset|hash)\b|\.keys\(\) [-&|^]|[-&|^] [\w.]+\.keys\(\)")
 
 
 class Choice(NamedTuple):
@@ -77,10 +82,13 @@ def reach(unit: Unit, parameters: tuple[str, ...], *whole: bool) -> Reach:
         for name in {*module.imports, *within}
     }
     source.refuse_opaque(nodes, names, module, imports)
+    code, text = text, text + "".join(_of_python(nodes, names, imports))
     constants = (each.value for each in nodes if isinstance(each, ast.Constant))
     TEXTS[str(unit)] = module.path, frozenset(each for each in constants if isinstance(each, str))
+    if any(isinstance(each, ast.Set | ast.SetComp) for each in nodes) or _SETS.search(text):
+        UNORDERED.add(str(unit))
 
-    steady = syntax.steady(text, parameters)
+    steady = syntax.steady(code, parameters)
     chosen = _choices(nodes, steady, module, imports) if steady else {}
     targets: set[Unit | str] = set()
     for name in sorted(names - chosen.keys()):
@@ -108,6 +116,18 @@ def reach(unit: Unit, parameters: tuple[str, ...], *whole: bool) -> Reach:
         ),
         syntax.may_read(nodes, {name: imports.get(name, set()) for name in names}),
     )
+
+
+def _of_python(nodes: list[ast.AST], names: set[str], imports: Imports) -> Iterator[str]:
+    """What data of Python's own modules is here, such as `sys.platform`: no version tells it."""
+    for name in sorted(names):
+        for whole in sorted(source.outside(imports, name)):
+            if whole.partition(".")[0] in _PYTHON_S:
+                for chain in sorted({*syntax.chains(nodes, name)}):
+                    with contextlib.suppress(AttributeError, ImportError):
+                        value = pkgutil.resolve_name(".".join((whole, *chain)))
+                        if isinstance(value, _DATA):
+                            yield f"\n{whole} {chain} {value!r}"
 
 
 def _words(node: ast.AST) -> Iterable[str]:
