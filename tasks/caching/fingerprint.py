@@ -185,7 +185,7 @@ def _brought(arguments: Mapping[str, Any], words: set[str]) -> Iterator[Unit]:
     """
     for kind, loaded in _kinds(arguments):
         for owner in kind.__mro__:
-            if is_followed(owner.__module__, owner.__qualname__):
+            if is_followed(owner.__module__, owner.__qualname__) and "[" not in owner.__qualname__:
                 for name in [*vars(owner)]:  # which another thread may add to
                     wanted = name == "load" if loaded else name.startswith("__")
                     unit = Unit(owner.__module__, f"{owner.__qualname__}.{name}")

@@ -104,8 +104,11 @@ class Memory:
             case np.ndarray() if value.dtype.hasobject:
                 return self._data(value.tolist())
             case np.ndarray() | np.generic() | Tensor():
-                more = [*value.shape, type(value).__name__, getattr(value, "requires_grad", None)]
-                return [str(value.dtype), *more, value.tolist()]
+                laid = value.stride() if isinstance(value, Tensor) else value.strides
+                more = [*value.shape, *laid, getattr(value, "requires_grad", None)]
+                return [type(value).__name__, str(value.dtype), *more, value.tolist()]
+            case ModuleType():
+                return value.__name__
             case re.Pattern():
                 return [value.pattern, value.flags]
             case list() | tuple() | collections.deque():
@@ -199,7 +202,7 @@ class Memory:
 
     def _class(self, kind: type) -> list[Any]:
         module = source.read(kind.__module__)
-        name = kind.__qualname__.partition(".<locals>")[0]
+        name = re.split(r"\.<locals>|\[", kind.__qualname__)[0]  # `Box[int]` is made of `Box`
         self.units |= {Unit(module.name, name)} - {self._unit}
         found = [f"{module.name}.{name}"]
         for attribute, member in [*vars(kind).items()]:

@@ -76,7 +76,8 @@ def reach(unit: Unit, parameters: tuple[str, ...], *whole: bool) -> Reach:
     text = "\n".join(map(ast.unparse, statements))
     nodes = syntax.walked(statements)
     within = syntax.imports_among(nodes, unit.module, module.path)
-    names = syntax.global_names(text, {*module.bindings, *module.imports}) | within.keys()
+    known = {*module.bindings, *module.imports}
+    names = syntax.global_names(text, known) | within.keys() | (known & _quoted(nodes))
     imports = {  # of several methods one may mean the module's name, another its own
         name: module.imports.get(name, set()) | within.get(name, set())
         for name in {*module.imports, *within}
@@ -128,6 +129,13 @@ def _of_python(nodes: list[ast.AST], names: set[str], imports: Imports) -> Itera
                         value = pkgutil.resolve_name(".".join((whole, *chain)))
                         if isinstance(value, _DATA):
                             yield f"\n{whole} {chain} {value!r}"
+
+
+def _quoted(nodes: list[ast.AST]) -> set[str]:
+    """The names in the texts of annotations, which pydantic looks up: `child: "Node"`."""
+    kept = [each.annotation for each in nodes if isinstance(each, ast.AnnAssign)]
+    return {word for each in syntax.walked(kept) if isinstance(each, ast.Constant)
+            for word in _words(each)}  # fmt: skip
 
 
 def _words(node: ast.AST) -> Iterable[str]:

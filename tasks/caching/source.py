@@ -80,7 +80,7 @@ _TOLD_OF = {
 # Modules of others that are handed on for what else they have
 _HANDED_ON = {"numpy", "torch"}
 _HIDDEN = {"__dict__", "__doc__", "__annotations__", "__globals__", "__subclasses__",
-           "lineno", "f_lineno", "tb_lineno", "co_firstlineno"}  # fmt: skip
+           "f_lineno", "tb_lineno", "co_firstlineno"}  # fmt: skip
 
 _UNCHECKED = 1  # flags of bytecode that is used whatever became of its source
 WHOLE = "<module>"  # as Python calls what a module does when it is imported

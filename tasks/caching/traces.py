@@ -1,10 +1,11 @@
 """What a body asks for beside its arguments: of files and folders, variables, the machine.
 
 No source shows which they are, so they are noted when it happens, by Python's audit hook and by
-functions put in the place of Python's own, and held in the record: it serves while each is as it
-was (`held`).  What asks is the innermost function of the project's own on the stack; what the
-engine, Python and installed packages read for themselves is no one's trace, nor is the code that an
-import reads, which the fingerprint follows.
+functions put in the place of Python's own and of compiled readers, and held in the record: it
+serves while each is as it was (`held`).  What asks is the innermost function of the project's own
+on the stack; what the engine, Python and installed packages read for themselves is no one's trace,
+nor is the code that an import reads, which the fingerprint follows.  What nobody can hold, such as
+numbers that are drawn without a seed, is refused with its line, by whatever name it was called.
 
 A helper may keep what it once read (`lru_cache`), for the next stage that runs in this process.  So
 what each function has asked for in this process counts for every stage that reaches the function.
@@ -16,6 +17,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import pkgutil
 import random
 import re
 import sys
@@ -27,9 +29,6 @@ from types import FrameType
 from typing import Any
 
 import numpy.random
-import pyarrow
-import safetensors.torch
-import torch
 
 from tasks.caching.basics import LadderError
 from tasks.caching.held import BUSY, MIXED, ORDER, PLAIN, Trace, located, named, now, quietly
@@ -42,7 +41,7 @@ _INSTALLED = tuple(
     {f"{os.path.realpath(sysconfig.get_path(kind))}/" for kind in ("stdlib", "purelib", "platlib")}
     | {f"{sysconfig.get_path(kind)}/" for kind in ("stdlib", "purelib", "platlib")}
 )
-_NOBODYS = ("/proc/", "/sys/", "/dev/")  # but who asks himself; and for files on a disk in memory
+_MACHINE = ("/proc/", "/sys/")  # which counts where it is asked for plainly
 _NOISE = ("/dev/urandom", "/dev/random")
 _SHARED_MEMORY = "/dev/shm/"
 _VERSION = "/METADATA"  # of a distribution that is installed
@@ -50,7 +49,7 @@ _QUOTES = "/linecache.py"  # of Python: reads code for a message
 _FINDS = ("/importlib/metadata/", "<frozen importlib", "<frozen zipimport")  # modules, in folders
 _WATCH = f"{_ROOT}/flows/watch.py"  # notes besides, and hands on
 _LOOKS_ROUND = ("/platform.py", "/uuid.py", "/ctypes/util.py")  # of Python: at the machine
-_NAMES = ("/tempfile.py",)  # of Python: draws a name that nothing has yet
+_NAMES = ("/tempfile.py", "/multiprocessing/")  # of Python: draws what nothing else is called
 _SETTINGS = "/pydantic"  # reads variables into fields
 _REFUSED = {
     **dict.fromkeys(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn",
@@ -185,12 +184,13 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         _wrote(path)
     elif (whole := _whole(path)).endswith(_VERSION):
         _tell(named(whole))
-    elif whole and not whole.startswith(_INSTALLED):
+    elif whole and not _is_nobodys(whole):
         _look(whole, event)
 
 
 def _is_nobodys(path: str) -> bool:
-    return path.startswith(_NOBODYS) and not path.startswith(_SHARED_MEMORY)
+    is_device = path.startswith("/dev/") and not path.startswith(_SHARED_MEMORY)
+    return path.startswith(_INSTALLED) or (is_device and path not in _NOISE)
 
 
 def _whole(path: Any, folder: int | None = None) -> str:
@@ -221,7 +221,7 @@ def _look(path: str, event: str) -> None:
     if any(tracer.is_apart(path) for tracer in tracers):
         return
     apart = (*_FINDS[: 1 if is_file else None], *([_QUOTES] if path.endswith(".py") else []))
-    passes = _plainly if _is_nobodys(path) else _anyhow
+    passes = _plainly if path.startswith(_MACHINE) else _anyhow
     asker = _asking(lambda each: passes(each) and not _is_of(each, apart))
     if asker is None:
         return
@@ -479,6 +479,11 @@ def _telling_before(plain: Any, tell: Callable[..., object]) -> Any:
 
 
 _OPENS = {"sqlite3.connect", "ctypes.dlopen"}
+_OPENERS = (
+    "pyarrow.OSFile", "pyarrow.memory_map", "pyarrow.lib._stringify_path",
+    "pyarrow.util._stringify_path", "torch.from_file", "torch.jit.load",
+    "torch.UntypedStorage.from_file", "safetensors.safe_open", "safetensors.torch.safe_open",
+)  # fmt: skip
 _EVENTS = {"os.listdir", "os.scandir", *_OPENS, *_MAKES, *_REFUSED}
 _OF_PATHS = {"stat": _stat, "lstat": _lstat, "fstat": _fstat, "access": _access,
              "readlink": _readlink, "open": _open}  # fmt: skip
@@ -489,14 +494,10 @@ for _environ in (os.environ, os.environb):  # the same object for all who hold i
 for _call in PLAIN:
     _place, _, _name = _call.partition(".")
     _put(sys.modules[_place], _name, _OF_PATHS.get(_name) or _telling(_call))
-for _where, _names in (
-    (pyarrow, ("OSFile", "memory_map")), (pyarrow.lib, ("_stringify_path",)),
-    (pyarrow.util, ("_stringify_path",)), (torch, ("from_file",)), (torch.jit, ("load",)),
-    (torch.UntypedStorage, ("from_file",)), (safetensors, ("safe_open",)),
-    (safetensors.torch, ("safe_open",)),
-):  # fmt: skip
-    for _name in _names:
-        setattr(_where, _name, _telling_before(getattr(_where, _name), _silently))
+for _call in _OPENERS:
+    _place, _, _name = _call.rpartition(".")
+    _owner = pkgutil.resolve_name(_place)
+    setattr(_owner, _name, _telling_before(getattr(_owner, _name), _silently))
 _noise: Any = random
 os.urandom = _noise._urandom = _telling_before(os.urandom, lambda _count: _refuse("noise"))
 _noise.Random.seed = _telling_before(
