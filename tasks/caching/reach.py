@@ -86,7 +86,7 @@ def reach(unit: Unit, parameters: tuple[str, ...], *whole: bool) -> Reach:
     code, text = text, text + "".join(_of_python(nodes, names, imports))
     constants = (each.value for each in nodes if isinstance(each, ast.Constant))
     TEXTS[str(unit)] = module.path, frozenset(each for each in constants if isinstance(each, str))
-    if any(isinstance(each, ast.Set | ast.SetComp) for each in nodes) or _SETS.search(text):
+    if not {ast.Set, ast.SetComp}.isdisjoint(map(type, nodes)) or _SETS.search(text):
         UNORDERED.add(str(unit))
 
     steady = syntax.steady(code, parameters)
@@ -121,19 +121,18 @@ def reach(unit: Unit, parameters: tuple[str, ...], *whole: bool) -> Reach:
 
 def _of_python(nodes: list[ast.AST], names: set[str], imports: Imports) -> Iterator[str]:
     """What data of Python's own modules is here, such as `sys.platform`: no version tells it."""
-    for name in sorted(names):
-        for whole in sorted(source.outside(imports, name)):
-            if whole.partition(".")[0] in _PYTHON_S:
-                for chain in sorted({*syntax.chains(nodes, name)}):
-                    with contextlib.suppress(AttributeError, ImportError):
-                        value = pkgutil.resolve_name(".".join((whole, *chain)))
-                        if isinstance(value, _DATA):
-                            yield f"\n{whole} {chain} {value!r}"
+    for name in sorted(names & imports.keys()):
+        for place, inner in sorted(imports[name]):
+            for chain in syntax.chains(nodes, name) if place in _PYTHON_S else ():
+                whole = ".".join(filter(None, (place, inner, *chain)))
+                with contextlib.suppress(AttributeError, ImportError):
+                    if isinstance(value := pkgutil.resolve_name(whole), _DATA):
+                        yield f"\n{whole} {value!r}"
 
 
 def _quoted(nodes: list[ast.AST]) -> set[str]:
     """The names in the texts of annotations, which pydantic looks up: `child: "Node"`."""
-    kept = [each.annotation for each in nodes if isinstance(each, ast.AnnAssign)]
+    kept = [each.annotation for each in nodes if type(each) is ast.AnnAssign]
     return {word for each in syntax.walked(kept) if isinstance(each, ast.Constant)
             for word in _words(each)}  # fmt: skip
 

@@ -321,12 +321,15 @@ def _is_module_of_note(name: str) -> bool:
 
 def _is_passing(call: ast.Call, names: set[str]) -> bool:
     """Whether a call gives another thing each time for want of an argument, or asks for now."""
+    attribute = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    if not names and attribute not in _UNSEEDED_METHODS and attribute not in _TIMES:
+        return False
     given = [*call.args, *(each.value for each in call.keywords)]
     texts = [each.value if isinstance(each, ast.Constant) else ... for each in given]
-    by_method = isinstance(call.func, ast.Attribute) and call.func.attr in _UNSEEDED_METHODS
+    by_method = isinstance(call.func, ast.Attribute) and attribute in _UNSEEDED_METHODS
     is_bare = all(each is None for each in texts) and (by_method or bool(names & _UNSEEDED))
-    asks_now = texts[:1] and texts[0] in _NOW and ast.unparse(call.func).endswith(_TIMES)
-    return is_bare or bool(asks_now) or (len(given) == 1 and bool(names & _LOCAL))
+    asks_now = attribute in _TIMES and bool(texts) and texts[0] in _NOW
+    return is_bare or asks_now or (len(given) == 1 and bool(names & _LOCAL))
 
 
 def _as_keys(node: ast.AST) -> Iterator[ast.AST]:
