@@ -752,7 +752,9 @@ def test_a_method_replaced_elsewhere_is_refused_with_its_line(package, tmp_path:
     ["time.perf_counter()", "time.monotonic_ns()", "time.tzname", "time.strftime('%H')",
      "os.getpid()", "sys.argv", "id(x)", "np.random.default_rng()", "default_rng(None)",
      "np.random.RandomState()", "random.Random()", "random.seed()", "torch.seed()",
-     "torch.Generator().seed()", "datetime.fromtimestamp(x)", "datetime.min.astimezone()"],
+     "torch.Generator().seed()", "datetime.fromtimestamp(x)", "datetime.min.astimezone()",
+     "type(datetime.min).now()", "np.datetime64('now')", "time.clock_gettime(0)",
+     "map(time.strftime, x)", "os.statvfs(x)", "list(map(datetime.now, x))"],
 )  # fmt: skip
 def test_what_is_another_each_time_is_refused_with_its_line(package, line: str) -> None:
     with pytest.raises(LadderError, match=r"fpstage.py:6: `.*is another each time or elsewhere"):
@@ -763,10 +765,59 @@ def test_what_is_another_each_time_is_refused_with_its_line(package, line: str) 
     "line",
     ["np.random.default_rng(x)", "random.Random(1)", "torch.Generator().manual_seed(1)",
      "{id(x): x}", "id(x) in {}", "time.strftime('%H', x)", "datetime.min.astimezone(timezone.utc)",
-     "datetime.fromtimestamp(x, tz=timezone.utc)", "isinstance(x, random.Random)"],
+     "datetime.fromtimestamp(x, tz=timezone.utc)", "isinstance(x, random.Random)",
+     "isinstance(x, datetime)", "(lambda xp: xp.sqrt(x))(np)", "time.sleep(x)",
+     "map(np.random.default_rng, [x])"],
 )  # fmt: skip
 def test_what_is_the_same_each_time_is_not_refused(package, line: str) -> None:
     assert package(f"{PASSING}def go(x):\n    return {line}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["def go(x):\n    t = time\n    return t.time()", "def go(x): return getattr(time, 'time')()",
+     "t = time\ndef go(x): return t.time()", "class C:\n    t = time\ndef go(x): return C.t.time()",
+     "M = {'o': os}\ndef go(x): return M['o'].getpid()"],
+)  # fmt: skip
+def test_a_module_with_clocks_is_handed_on_by_no_other_name(package, text: str) -> None:
+    with pytest.raises(LadderError, match=r"fpstage.py:\d+: `(time|os)` cannot be followed"):
+        package(f"{PASSING}{text}")
+
+
+@pytest.mark.parametrize(
+    "use",
+    ["from fpclock import now\ndef go(x): return now()",
+     "from fpclock import time as t\ndef go(x): return t.time()",
+     "import fpclock\nfrom fpclock import later\ndef go(x): return later()"],
+)  # fmt: skip
+def test_a_clock_is_refused_that_another_module_exports_again(package, tmp_path, use) -> None:
+    (tmp_path / "fpclock.py").write_text("import time\nfrom time import time as now\nlater = now")
+    with pytest.raises(LadderError, match="is another each time or elsewhere"):
+        package(use)
+
+
+def test_what_python_s_own_modules_hold_counts_by_its_value(package, monkeypatch) -> None:
+    sources = [f"import os\ndef go(x): return os.{name}" for name in ("linesep", "path.join")]
+    before = [package(each) for each in sources]
+    assert [package(each) for each in sources] == before
+    monkeypatch.setattr(os, "linesep", "another")
+    assert [package(each) == was for each, was in zip(sources, before, strict=True)] == [
+        False,
+        True,
+    ]
+
+
+def test_a_name_in_the_text_of_an_annotation_is_followed(package) -> None:
+    """As pydantic does, which makes the field of what it names."""
+    source = "import pydantic\nclass M(pydantic.BaseModel):\n    n: 'list[N]'\n"
+    assert "fpstage.N" in package(f"{source}class N(pydantic.BaseModel): pass\ndef go(x): return M")
+
+
+def test_a_generic_model_counts_as_what_it_is_made_of(package) -> None:
+    source = ("import pydantic\nfrom typing import Generic, TypeVar\nT = TypeVar('T')\n"
+              "class M(pydantic.BaseModel, Generic[T]):\n    n: T\n    def f(self): return 1\n"
+              "N = M[int]\nx = N(n=1)\ndef go(x): return N(n=1), x.f()")  # fmt: skip
+    assert {"fpstage.N", "fpstage.M", "fpstage.M.f"} <= package(source).keys()
 
 
 def test_what_stands_apart_may_look_at_the_clock(package) -> None:
@@ -1277,6 +1328,16 @@ def test_many_threads_and_processes_agree_on_one_key(
         "import functools\ndef f(k=READ): return k\nK = [functools.lru_cache(f)]",
         "import numpy\ndef f(k=READ): return k\nK = [numpy.vectorize(f)]",
         "def f(k=READ): return k\nK = [staticmethod(f)]",
+        "K = [list, tuple][READ - 1]([1])",
+        "K = [set, frozenset][READ - 1]([1])",
+        "import collections\nK = [dict, collections.OrderedDict][READ - 1]()",
+        "import collections\nK = collections.deque([1], READ)",
+        "import collections\nK = collections.defaultdict([list, dict][READ - 1])",
+        "import torch\nK = torch.zeros(0, READ)",
+        "import torch\nK = torch.ones(2).requires_grad_(READ == 1)",
+        "import torch\nK = [torch.zeros(2, 2), torch.zeros(2, 2).t()][READ - 1]",
+        "import numpy\nK = numpy.ones((2, 2), order='CF'[READ - 1])",
+        "import cmath, math\nK = [math, cmath][READ - 1]",
     ],
 )
 def test_whatever_holds_a_value_shows_it(package, tmp_path: Path, constant: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,11 +23,13 @@ from tasks.caching.plan import Asleep
 from tasks.caching.session import Session
 
 CHAPTER = """
-import functools, glob, importlib.util, io, os, platform, random, socket, subprocess
-import tempfile, urllib.request
+import functools, glob, importlib.util, io, multiprocessing, os, platform, random, socket
+import sqlite3, subprocess, tempfile, urllib.request
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
-import pyarrow
+import pyarrow, torch
+import pyarrow.fs
 from tasks.caching.stage import stage
 
 HERE = Path(__file__).parent
@@ -120,6 +124,11 @@ LOOKS = {
     "opened": lambda: os.read(os.open("li" + "mits.json", os.O_RDONLY), 9).decode(),
     "inside": lambda: opened_in(HERE),
     "entries": lambda: sorted(each.stat().st_size for each in os.scandir(HERE)),
+    "open_file": lambda: os.fstat(os.open(HERE / "limits.json", os.O_RDONLY)).st_mtime_ns,
+    "open_folder": lambda: sorted(os.listdir(os.open(HERE, os.O_RDONLY))),
+    "in_threads": lambda: [*ThreadPoolExecutor().map(Path.read_text, [HERE / "limits.json"])],
+    "by_threads": lambda: ThreadPoolExecutor().submit(os.stat, "limits.json").result().st_size,
+    "of_machine": lambda: Path("/proc/self/schedstat").read_text(),
 }
 
 def opened_in(folder):
@@ -130,6 +139,11 @@ def opened_in(folder):
 def looked(how: str) -> str:
     return str(LOOKS[how]())
 
+DISK = pyarrow.fs.LocalFileSystem()
+
+def computed(dot):
+    return str(HERE / ("lim" + "its" + dot + "json"))
+
 @stage
 def table(how: str) -> str:
     return bytes(TABLES[how]()).decode()
@@ -138,7 +152,31 @@ TABLES = {
     "text": lambda: pyarrow.OSFile(str(HERE / "limits.json")).read(),
     "listed": lambda: b"".join(pyarrow.OSFile(str(each)).read() for each in Path(HERE).glob("l*")),
     "inner": lambda: pyarrow.memory_map(f"{HERE}/limits.json").read_buffer(),
+    "computed": lambda: pyarrow.OSFile(computed(chr(46))).read(),
+    "ending": lambda: DISK.open_input_file(computed("").removesuffix("json") + ".json").read(),
+    "tensor": lambda: torch.from_file(computed(chr(46)), size=1, dtype=torch.uint8).numpy(),
 }
+
+RNG = np.random.default_rng
+NOISE = {
+    "alias": lambda: float(RNG().random()),
+    "no_seed": lambda seed=None: random.Random(seed).random(),
+    "no_state": lambda seed=None: float(np.random.RandomState(seed).rand()),
+    "device": lambda: float(open("/dev/urandom", "rb").read(1)[0]),
+}
+
+@stage
+def noisy(how: str) -> float:
+    return NOISE[how]()
+
+@stage
+def elsewhere() -> str:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(limits).result()
+
+@stage
+def database(path: str) -> list:
+    return sqlite3.connect(path).execute("select * from t").fetchall()[0][0]
 
 @stage
 def given(path: str) -> str:
@@ -279,6 +317,10 @@ LOOKS = [
     ("opened", grow, "limits.json changed"),
     ("inside", grow, "limits.json changed"),
     ("entries", grow, "entries of "),
+    ("open_file", touch, "st_mtime_ns of limits.json "),
+    ("open_folder", put, "/"),
+    ("in_threads", grow, "limits.json changed"),
+    ("by_threads", grow, "st_size of limits.json 1 -> 2"),
 ]
 
 
@@ -303,7 +345,9 @@ def test_what_a_look_at_a_path_gave_is_held(
     assert traced("looked", how=how) == [result]
 
 
-@pytest.mark.parametrize("how", ["text", "inner", "listed", "given"])
+@pytest.mark.parametrize(
+    "how", ["text", "inner", "listed", "given", "computed", "ending", "tensor"]
+)
 def test_a_file_that_compiled_code_reads_without_a_word_is_held(
     traced, tmp_path: Path, how: str
 ) -> None:
@@ -395,6 +439,42 @@ def test_shared_generators_begin_the_same_every_time(traced, tmp_path: Path) -> 
     first = traced("drawn")[-1]
     next((tmp_path / "cache/records/drawn").iterdir()).unlink()
     assert traced("drawn")[-1] == first
+
+
+def test_a_database_is_held_by_its_content(traced, tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    for number in (1, 2):
+        with contextlib.closing(sqlite3.connect(path)) as rows:
+            rows.executescript(f"drop table if exists t; create table t as select {number}")
+        traced("database", path=str(path))
+        assert traced("database", path=str(path)) == [number]
+
+
+def test_what_the_machine_says_of_itself_is_held_where_a_stage_asks(traced) -> None:
+    assert traced("looked", how="of_machine")[0] == "has not run before"
+    assert traced("looked", how="of_machine")[0] == "/proc/self/schedstat changed"
+
+
+@pytest.mark.parametrize("how", ["alias", "no_seed", "no_state", "device"])
+def test_numbers_without_a_seed_are_refused_by_whatever_name(traced, how: str) -> None:
+    with pytest.raises(LadderError, match=r"tracedchapter.py:\d+: a stage cannot draw numbers"):
+        traced("noisy", how=how)
+
+
+def test_a_process_that_a_stage_starts_reads_nothing_unseen(traced) -> None:
+    with pytest.raises(LadderError, match=r"has started asks for limits.json"):
+        traced("elsewhere")
+
+
+@pytest.mark.skipif(not sys.flags.hash_randomization, reason="sets have one order here")
+def test_a_result_of_sets_in_another_order_serves_nobody_else(traced, monkeypatch) -> None:
+    """As of a stage in the calling process, which was not started with PYTHONHASHSEED=0."""
+    traced("in_some_order")
+    assert len(traced("in_some_order")) == 1
+    traced("folder")
+    monkeypatch.setattr(held, "hash", lambda _text: 1, raising=False)
+    assert traced("in_some_order")[0].startswith("hash ('the order of sets',) ")
+    assert len(traced("folder")) == 1
 
 
 @pytest.mark.parametrize("stage", ["program", "network"])

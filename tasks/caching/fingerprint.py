@@ -18,6 +18,7 @@ import functools
 import hashlib
 import inspect
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from tasks.caching import source, syntax
-from tasks.caching.basics import LadderError
+from tasks.caching.basics import LadderError, entries
 from tasks.caching.memory import Memory, in_memory
 from tasks.caching.origins import is_followed, is_ours, versions
 from tasks.caching.own import is_own
@@ -184,7 +185,7 @@ def _brought(arguments: Mapping[str, Any], words: set[str]) -> Iterator[Unit]:
     """
     for kind, loaded in _kinds(arguments):
         for owner in kind.__mro__:
-            if is_followed(owner.__module__, owner.__qualname__):
+            if is_followed(owner.__module__, owner.__qualname__) and "[" not in owner.__qualname__:
                 for name in [*vars(owner)]:  # which another thread may add to
                     wanted = name == "load" if loaded else name.startswith("__")
                     unit = Unit(owner.__module__, f"{owner.__qualname__}.{name}")
@@ -214,7 +215,8 @@ def named_files(followed: Mapping[str, Any], arguments: Mapping[str, Any]) -> se
     """The files that texts in the code, or in arguments, name: their whole paths.
 
     None where no compiled code of others is reached, which opens one without telling Python.  A
-    relative path counts from the working directory, and from the folders that the code lies in.
+    relative path counts from the working directory, and from the folders that the code lies in; of
+    a name that is computed, a text such as `.csv` is the end.
     """
     if followed["versions"].keys() <= _TELLING:
         return None
@@ -225,6 +227,10 @@ def named_files(followed: Mapping[str, Any], arguments: Mapping[str, Any]) -> se
         # Of `f"{HERE}/rows.csv"` the text begins with a slash.
         found |= {(place, text) for text in texts for place in (here, *places)}
         found |= {(place, text.lstrip("/")) for text in texts for place in places}
+        ends = tuple(text for text in texts if re.fullmatch(r"[\w-]*\.(?!py)\w{1,9}", text))
+        found |= {
+            (places[0], each.name) for each in entries(Path(places[0])) if each.name.endswith(ends)
+        }
     paths = {
         os.path.normpath(os.path.join(place, text)) for place, text in found
         if 3 <= len(text) <= 255 and "." in text[1:] and not {"\n", "\0"} & {*text}

@@ -11,12 +11,15 @@ A trace is a name, and what it was.  The names are
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import inspect
+import locale
 import os
 import platform
 import re
+import resource
 import socket
 import stat
 import sys
@@ -32,15 +35,21 @@ from tasks.caching.basics import LadderError, digest_of_file
 Trace = dict[str, str]  # what was asked for, by its name: what it was, "" for nothing
 
 MIXED = "changed while it was read"  # which nothing is ever equal to
+ORDER = "@hash ('the order of sets',)"  # where Python was not started with PYTHONHASHSEED=0
 # Of Python's functions that look at a path or at the machine, those that nobody is told of
 PLAIN: dict[str, Callable[..., Any]] = {
     f"{module.__name__}.{name}": inspect.unwrap(getattr(module, name))
     for module, names in (
-        (os, ("stat", "lstat", "access", "readlink", "open", "getcwd", "getcwdb", "uname",
-              "cpu_count", "process_cpu_count", "sched_getaffinity")),
+        (os, ("stat", "lstat", "fstat", "access", "readlink", "open", "getcwd", "getcwdb", "uname",
+              "cpu_count", "process_cpu_count", "sched_getaffinity", "getuid", "geteuid", "getgid",
+              "getlogin", "sysconf", "confstr")),
         (socket, ("gethostname", "getfqdn")),
+        (resource, ("getrlimit",)),
+        (locale, ("getlocale", "localeconv", "getpreferredencoding", "getencoding")),
+        (sys, ("getrecursionlimit",)),
         (platform, ("node", "system", "release", "version", "machine", "processor", "platform",
-                    "uname")),
+                    "uname", "python_version", "architecture", "libc_ver",
+                    "freedesktop_os_release")),
     )
     for name in names if hasattr(module, name)
 }  # fmt: skip
@@ -80,7 +89,7 @@ def now(name: str) -> str:
 
 def state(name: str) -> Any:
     """The same, but for a file's content: its stat, which tells at a glance that it changed."""
-    with quietly(), contextlib.suppress(OSError, ValueError):
+    with quietly(), contextlib.suppress(OSError, ValueError, TypeError):
         return _state(name)
     return ""
 
@@ -99,12 +108,15 @@ def _state(name: str) -> Any:
     if name.startswith("$"):
         return _variable(name[1:])
     if name.startswith("@"):
-        return _shown(PLAIN[name[1:]](*([0] if name == "@os.sched_getaffinity" else [])))
+        call, _, given = name[1:].partition(" ")
+        return _shown(PLAIN.get(call, hash)(*ast.literal_eval(given or "()")))
     path = located(name)
     if name.startswith("?"):
         return _look(name[1:].partition(" ")[0], path)
     if name.endswith("/"):
-        return _digest("\0".join(sorted(os.listdir(path))).encode("utf-8", "surrogateescape"))
+        return _shown(_rows(path, os.DirEntry.is_dir))
+    if path.startswith(("/proc/", "/sys/")):  # whose times tell nothing
+        return _digest(Path(path).read_bytes())
     found = os.stat(path)
     return path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
@@ -114,9 +126,7 @@ def _look(what: str, path: str) -> str:
     if what == "target":
         return f"={os.readlink(path)}"
     if what == "entries":
-        with os.scandir(path) as inside:
-            rows = [(each.name, *each.stat()[6:9]) for each in inside]
-        return _shown(sorted(rows))
+        return _shown(_rows(path, _row))
     if what.startswith("access"):
         return f"={os.access(path, int(what[6:]))}"
     found = os.lstat(path) if what.startswith("l") else os.stat(path)
@@ -124,6 +134,20 @@ def _look(what: str, path: str) -> str:
     if what == "kind":
         return f"={_KINDS.get(stat.S_IFMT(found.st_mode), 'other')}"
     return "=yes" if what == "exists" else f"={getattr(found, what)}"
+
+
+def _rows(path: str, row: Callable[[os.DirEntry[str]], Any]) -> list[tuple[str, Any]]:
+    with os.scandir(path) as inside:
+        return sorted((each.name, row(each)) for each in inside)
+
+
+def _row(entry: os.DirEntry[str]) -> tuple[int, ...]:
+    """Of an entry what a stage may look at; of a link that leads nowhere, its own."""
+    for follow in (True, False):
+        with contextlib.suppress(OSError):
+            found = entry.stat(follow_symlinks=follow)
+            return found.st_mode, found.st_size, found.st_mtime_ns
+    return ()
 
 
 def _shown(value: Any) -> str:

@@ -40,7 +40,6 @@ from tasks.caching.syntax import DEFINITION, refuse
 
 # What holds nothing that a result could depend on
 _EMPTY = (type(threading.Lock()), type(threading.RLock()), ContextVar, ModuleType)
-_TOLD = FunctionType | MethodType | type | set | frozenset | np.ndarray | Tensor
 _ATOM = bool | int | float | complex | str | bytes | None
 
 
@@ -105,15 +104,20 @@ class Memory:
             case np.ndarray() if value.dtype.hasobject:
                 return self._data(value.tolist())
             case np.ndarray() | np.generic() | Tensor():
-                return [str(value.dtype), value.tolist()]
+                laid = value.stride() if isinstance(value, Tensor) else value.strides
+                more = [*value.shape, *laid, getattr(value, "requires_grad", None)]
+                return [type(value).__name__, str(value.dtype), *more, value.tolist()]
+            case ModuleType():
+                return value.__name__
             case re.Pattern():
                 return [value.pattern, value.flags]
             case list() | tuple() | collections.deque():
-                return [self._data(item) for item in value]
+                return [*self._kind(value), *map(self._data, value)]
             case set() | frozenset():
-                return sorted(repr(self._data(item)) for item in value)
+                return [*self._kind(value), *sorted(repr(self._data(item)) for item in value)]
             case Mapping():
-                return [[self._data(key), self._data(item)] for key, item in [*value.items()]]
+                pairs = ([self._data(key), self._data(item)] for key, item in [*value.items()])
+                return [*self._kind(value), *pairs]
             case functools.partial():
                 return [self._data(each) for each in (value.func, *value.args, value.keywords)]
             case MethodType():
@@ -135,6 +139,15 @@ class Memory:
             case _:
                 return self._pickled(value)
         return ...
+
+    def _kind(self, value: Any) -> list[Any]:
+        """What tells a container from another of the same items; nothing of the plainest."""
+        more = [getattr(value, name, None) for name in ("maxlen", "default_factory")]
+        return (
+            []
+            if type(value) in (list, dict, set)
+            else [type(value).__name__, *map(self._data, more)]
+        )
 
     def _pickled(self, value: Any) -> Any:
         """What others' objects hold: their pickle, which nobody reads; Ellipsis without one."""
@@ -189,7 +202,7 @@ class Memory:
 
     def _class(self, kind: type) -> list[Any]:
         module = source.read(kind.__module__)
-        name = kind.__qualname__.partition(".<locals>")[0]
+        name = re.split(r"\.<locals>|\[", kind.__qualname__)[0]  # `Box[int]` is made of `Box`
         self.units |= {Unit(module.name, name)} - {self._unit}
         found = [f"{module.name}.{name}"]
         for attribute, member in [*vars(kind).items()]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import functools
 import hashlib
+import pkgutil
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -32,8 +34,11 @@ class Unit(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
+_PYTHON_S, _DATA = ("sys", "os", "platform"), bool | int | float | str | tuple
 # The texts in each unit that has been reached here, with the file that it is in
 TEXTS: dict[str, tuple[str, frozenset[str]]] = {}
+UNORDERED: set[str] = set()  # and those that make sets, whose order is another in each process
+_SETS = re.compile(r"\b(set|frozenset|hash)\b|\.keys\(\) [-&|^]|[-&|^] [\w.]+\.keys\(\)")
 
 
 class Choice(NamedTuple):
@@ -71,16 +76,20 @@ def reach(unit: Unit, parameters: tuple[str, ...], *whole: bool) -> Reach:
     text = "\n".join(map(ast.unparse, statements))
     nodes = syntax.walked(statements)
     within = syntax.imports_among(nodes, unit.module, module.path)
-    names = syntax.global_names(text, {*module.bindings, *module.imports}) | within.keys()
+    known = {*module.bindings, *module.imports}
+    names = syntax.global_names(text, known) | within.keys() | (known & _quoted(nodes))
     imports = {  # of several methods one may mean the module's name, another its own
         name: module.imports.get(name, set()) | within.get(name, set())
         for name in {*module.imports, *within}
     }
     source.refuse_opaque(nodes, names, module, imports)
+    code, text = text, text + "".join(_of_python(nodes, names, imports))
     constants = (each.value for each in nodes if isinstance(each, ast.Constant))
     TEXTS[str(unit)] = module.path, frozenset(each for each in constants if isinstance(each, str))
+    if not {ast.Set, ast.SetComp}.isdisjoint(map(type, nodes)) or _SETS.search(text):
+        UNORDERED.add(str(unit))
 
-    steady = syntax.steady(text, parameters)
+    steady = syntax.steady(code, parameters)
     chosen = _choices(nodes, steady, module, imports) if steady else {}
     targets: set[Unit | str] = set()
     for name in sorted(names - chosen.keys()):
@@ -108,6 +117,24 @@ def reach(unit: Unit, parameters: tuple[str, ...], *whole: bool) -> Reach:
         ),
         syntax.may_read(nodes, {name: imports.get(name, set()) for name in names}),
     )
+
+
+def _of_python(nodes: list[ast.AST], names: set[str], imports: Imports) -> Iterator[str]:
+    """What data of Python's own modules is here, such as `sys.platform`: no version tells it."""
+    for name in sorted(names & imports.keys()):
+        for place, inner in sorted(imports[name]):
+            for chain in syntax.chains(nodes, name) if place in _PYTHON_S else ():
+                whole = ".".join(filter(None, (place, inner, *chain)))
+                with contextlib.suppress(AttributeError, ImportError):
+                    if isinstance(value := pkgutil.resolve_name(whole), _DATA):
+                        yield f"\n{whole} {value!r}"
+
+
+def _quoted(nodes: list[ast.AST]) -> set[str]:
+    """The names in the texts of annotations, which pydantic looks up: `child: "Node"`."""
+    kept = [each.annotation for each in nodes if type(each) is ast.AnnAssign]
+    return {word for each in syntax.walked(kept) if isinstance(each, ast.Constant)
+            for word in _words(each)}  # fmt: skip
 
 
 def _words(node: ast.AST) -> Iterable[str]:

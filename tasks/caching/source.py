@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tasks.caching.basics import LadderError
 from tasks.caching.effects import Effects
-from tasks.caching.origins import is_brought
+from tasks.caching.origins import is_brought, is_module
 from tasks.caching.syntax import (
     DEFINITION,
     Imports,
@@ -31,40 +31,54 @@ from tasks.caching.syntax import (
 )
 
 # What reaches code, or changes it, by a name that is computed.
-_OPAQUE = {"importlib.import_module", "importlib.reload", "sys.modules"} | {
+_OPAQUE = {"importlib.import_module", "importlib.reload", "sys.modules", "posix"} | {
     f"builtins.{name}"
     for name in ("eval", "exec", "compile", "globals", "locals", "vars", "__import__",
                  "setattr", "delattr")
 } | {"pkgutil.resolve_name", "runpy.run_path", "runpy.run_module", "inspect.getsource",
      "inspect.getsourcelines", "inspect.getcomments"}  # fmt: skip
 # What is another each time that it is asked, or elsewhere, so that no key holds it.
-_CLOCKS = {"time", "monotonic", "perf_counter", "process_time", "thread_time"}
-_PASSING = {
-    *(f"time.{name}{unit}" for name in _CLOCKS for unit in ("", "_ns")),
-    *(f"time.{name}" for name in ("ctime", "localtime", "gmtime", "mktime", "tzname", "timezone",
-                                  "altzone", "daylight")),
-    "timeit.default_timer", "datetime.datetime.now", "datetime.datetime.today",
-    "datetime.datetime.utcnow", "datetime.date.today", "uuid.uuid1", "uuid.uuid4", "uuid.getnode",
-    "os.urandom", "os.getpid", "os.getppid", "os.times", "os.getloadavg", "threading.get_ident",
-    "threading.get_native_id", "sys.argv", "builtins.id", "random.SystemRandom", "torch.seed",
-    "torch.random.seed", "torch.cuda.seed",
-    *(f"secrets.{name}" for name in ("token_bytes", "token_hex", "token_urlsafe", "randbits",
-                                     "randbelow", "choice")),
-}  # fmt: skip
+_PASSING = {f"{module}.{name}" for module, *names in map(str.split, """
+    time time time_ns monotonic monotonic_ns perf_counter perf_counter_ns process_time
+    time process_time_ns thread_time thread_time_ns clock_gettime clock_gettime_ns ctime asctime
+    time localtime gmtime mktime tzname timezone altzone daylight
+    timeit default_timer timeit repeat
+    datetime datetime.now datetime.today datetime.utcnow date.today
+    uuid uuid1 uuid4 getnode
+    os urandom getpid getppid getpgrp times getloadavg statvfs fstatvfs
+    threading get_ident get_native_id current_thread active_count enumerate
+    multiprocessing current_process active_children
+    sys argv getrefcount getsizeof getallocatedblocks
+    gc get_stats get_count get_objects
+    resource getrusage
+    shutil disk_usage
+    builtins id
+    random SystemRandom
+    secrets token_bytes token_hex token_urlsafe randbits randbelow choice SystemRandom
+    email.utils formatdate make_msgid localtime
+    traceback format_exc print_exc format_exception format_stack extract_stack
+    torch seed random.seed cuda.seed cuda.mem_get_info cuda.memory_allocated
+    psutil Process cpu_percent cpu_times cpu_freq cpu_stats virtual_memory swap_memory disk_usage
+    psutil disk_io_counters net_io_counters pids process_iter boot_time users
+    """.strip().splitlines()) for name in names}  # fmt: skip
 # What draws from the machine's own noise, or asks where this machine is, unless it is given more
 _UNSEEDED = {"random.Random", "random.seed"} | {
-    f"numpy.random.{name}" for name in ("default_rng", "RandomState", "SeedSequence", "Generator",
-                                        "PCG64", "MT19937", "Philox", "SFC64", "seed")
+    f"numpy.random.{name}" for name in ("default_rng", "RandomState", "SeedSequence", "PCG64",
+                                        "MT19937", "Philox", "SFC64", "seed")
 }  # fmt: skip
-_UNSEEDED_METHODS = {"seed", "astimezone"}
+_UNSEEDED_METHODS = {"seed", "astimezone", "now", "today", "utcnow"}
 # ... and what, given a single argument, takes this machine's timezone, or now
 _LOCAL = {"datetime.datetime.fromtimestamp", "time.strftime"}
+# ... and what of NumPy and pandas takes these texts for the time
+_NOW, _TIMES = ("now", "today"), ("datetime64", "Timestamp", "to_datetime")
 _BY_TEXT = {"builtins.getattr", "operator.attrgetter", "operator.methodcaller"}
 _TOLD_OF = {
     ".".join(parts[:count])
     for parts in (name.split(".") for name in _OPAQUE | _PASSING | _UNSEEDED | _LOCAL | _BY_TEXT)
     for count in range(1, len(parts) + 1)
 }
+# Modules of others that are handed on for what else they have
+_HANDED_ON = {"numpy", "torch"}
 _HIDDEN = {"__dict__", "__doc__", "__annotations__", "__globals__", "__subclasses__",
            "f_lineno", "tb_lineno", "co_firstlineno"}  # fmt: skip
 
@@ -233,12 +247,23 @@ def entries(module: Module, name: str) -> dict[Any, ast.expr]:
     return {}
 
 
+def outside(imports: Imports, name: str) -> Iterator[str]:
+    """The full names that an imported one has where it comes from, through modules of ours."""
+    for place, inner in imports.get(name, ()):
+        whole = f"{place}.{inner}".strip(".")
+        further = read(place).imports if inner and is_brought(place) else {}
+        if inner in further and not is_module(whole):
+            yield from outside(further, inner)
+        else:
+            yield whole
+
+
 def refuse_opaque(nodes: list[ast.AST], names: set[str], module: Module, imports: Imports) -> None:
     """Raise LadderError, with the line, for code that reaches other code by no written name."""
     of_note: dict[str, set[str]] = {}
     for name in names:
-        own = set() if name in module.bindings else {("builtins", name)}
-        whole = {f"{source}.{of}".strip(".") for source, of in imports.get(name, own)} & _TOLD_OF
+        own = set() if name in {*module.bindings, *imports} else {f"builtins.{name}"}
+        whole = ({*outside(imports, name)} | own) & _TOLD_OF
         of_note |= {name: whole} if whole else {}
 
     def meant(node: ast.AST) -> set[str]:
@@ -258,14 +283,15 @@ def refuse_opaque(nodes: list[ast.AST], names: set[str], module: Module, imports
         )
 
     written_out: set[ast.AST] = set()
+    begins: set[ast.AST] = set()  # what an attribute is taken of
     for node in nodes:  # what holds an expression comes before it
         opaque = False
         if isinstance(node, ast.Call):
-            is_bare, count = _gives_nothing(node), len(node.args) + len(node.keywords)
-            method = isinstance(node.func, ast.Attribute) and node.func.attr in _UNSEEDED_METHODS
-            unseeded = is_bare and (method or meant(node.func) & _UNSEEDED)
-            if unseeded or (count == 1 and meant(node.func) & _LOCAL):
+            named = meant(node.func)
+            if _is_passing(node, named):
                 refuse_passing(node)
+            if named & _LOCAL:
+                written_out.add(node.func)
         written_out |= {*_as_keys(node)}
         match node:
             case ast.Call(func=function, args=args) if by_text := meant(function) & _BY_TEXT:
@@ -276,19 +302,34 @@ def refuse_opaque(nodes: list[ast.AST], names: set[str], module: Module, imports
                 opaque = True
             case ast.Name() | ast.Attribute() if node not in written_out:
                 names_of = meant(node)
-                opaque = bool(names_of & (_OPAQUE | _BY_TEXT))
-                if names_of & _PASSING:
+                if names_of & _PASSING or names_of & _LOCAL:
                     refuse_passing(node)
+                is_handed_on = node not in begins and any(map(_is_module_of_note, names_of))
+                opaque = is_handed_on or bool(names_of & _OPAQUE or names_of & _BY_TEXT)
             case ast.Global():
                 opaque = True
+        if isinstance(node, ast.Attribute):
+            begins.add(node.value)
         if opaque:
             refuse(f"`{ast.unparse(node)}`", module.path, node.lineno)  # type: ignore[attr-defined] # all of these have one
 
 
-def _gives_nothing(call: ast.Call) -> bool:
-    """Whether a call has no arguments but None."""
+def _is_module_of_note(name: str) -> bool:
+    """Whether it is a module whose clocks, say, nobody finds where it is handed on as a value."""
+    return name in _TOLD_OF and is_module(name) and name.partition(".")[0] not in _HANDED_ON
+
+
+def _is_passing(call: ast.Call, names: set[str]) -> bool:
+    """Whether a call gives another thing each time for want of an argument, or asks for now."""
+    attribute = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    if not names and attribute not in _UNSEEDED_METHODS and attribute not in _TIMES:
+        return False
     given = [*call.args, *(each.value for each in call.keywords)]
-    return all(isinstance(each, ast.Constant) and each.value is None for each in given)
+    texts = [each.value if isinstance(each, ast.Constant) else ... for each in given]
+    by_method = isinstance(call.func, ast.Attribute) and attribute in _UNSEEDED_METHODS
+    is_bare = all(each is None for each in texts) and (by_method or bool(names & _UNSEEDED))
+    asks_now = attribute in _TIMES and bool(texts) and texts[0] in _NOW
+    return is_bare or asks_now or (len(given) == 1 and bool(names & _LOCAL))
 
 
 def _as_keys(node: ast.AST) -> Iterator[ast.AST]:

@@ -1,10 +1,11 @@
 """What a body asks for beside its arguments: of files and folders, variables, the machine.
 
 No source shows which they are, so they are noted when it happens, by Python's audit hook and by
-functions put in the place of Python's own, and held in the record: it serves while each is as it
-was (`held`).  What asks is the innermost function of the project's own on the stack; what the
-engine, Python and installed packages read for themselves is no one's trace, nor is the code that an
-import reads, which the fingerprint follows.
+functions put in the place of Python's own and of compiled readers, and held in the record: it
+serves while each is as it was (`held`).  What asks is the innermost function of the project's own
+on the stack; what the engine, Python and installed packages read for themselves is no one's trace,
+nor is the code that an import reads, which the fingerprint follows.  What nobody can hold, such as
+numbers that are drawn without a seed, is refused with its line, by whatever name it was called.
 
 A helper may keep what it once read (`lru_cache`), for the next stage that runs in this process.  So
 what each function has asked for in this process counts for every stage that reaches the function.
@@ -16,6 +17,9 @@ import contextlib
 import functools
 import importlib.util
 import os
+import pkgutil
+import random
+import re
 import sys
 import sysconfig
 import threading
@@ -24,9 +28,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy.random
+
 from tasks.caching.basics import LadderError
-from tasks.caching.held import BUSY, MIXED, PLAIN, Trace, located, named, now, quietly
+from tasks.caching.held import BUSY, MIXED, ORDER, PLAIN, Trace, located, named, now, quietly
 from tasks.caching.held import state as state_of
+from tasks.caching.reach import UNORDERED
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 _ENGINE = "/tasks/caching/"  # of another checkout too, that this process has run before
@@ -34,22 +41,27 @@ _INSTALLED = tuple(
     {f"{os.path.realpath(sysconfig.get_path(kind))}/" for kind in ("stdlib", "purelib", "platlib")}
     | {f"{sysconfig.get_path(kind)}/" for kind in ("stdlib", "purelib", "platlib")}
 )
-_NOBODYS = (*_INSTALLED, "/proc/", "/sys/", "/dev/")  # but for files on a disk in memory
+_MACHINE = ("/proc/", "/sys/")  # which counts where it is asked for plainly
+_NOISE = ("/dev/urandom", "/dev/random")
 _SHARED_MEMORY = "/dev/shm/"
 _VERSION = "/METADATA"  # of a distribution that is installed
 _QUOTES = "/linecache.py"  # of Python: reads code for a message
 _FINDS = ("/importlib/metadata/", "<frozen importlib", "<frozen zipimport")  # modules, in folders
 _WATCH = f"{_ROOT}/flows/watch.py"  # notes besides, and hands on
 _LOOKS_ROUND = ("/platform.py", "/uuid.py", "/ctypes/util.py")  # of Python: at the machine
+_NAMES = ("/tempfile.py", "/multiprocessing/")  # of Python: draws what nothing else is called
+_SETTINGS = "/pydantic"  # reads variables into fields
 _REFUSED = {
     **dict.fromkeys(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn",
                      "pty.spawn"), "start another program"),
     **dict.fromkeys(("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"),
                     "use the network"),
+    "noise": "draw numbers without a seed",
 }  # fmt: skip
 _MAKES = {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir"}
 # Of Python, what looks at a path, or at the machine, for who calls it ...
-_LOOKING = {"os", "posixpath", "genericpath", "pathlib", "glob", "shutil", "filecmp", "socket"}
+_LOOKING = {"os", "posixpath", "genericpath", "pathlib", "glob", "shutil", "filecmp", "socket",
+            "concurrent", "threading"}  # fmt: skip
 # ... but for functions that look whether something is in their way
 _MAKING = {"mkdir", "makedirs", "rmtree", "move", "copyfile", "copy", "copy2", "copytree",
            "copystat", "copymode", "removedirs", "renames", "getfqdn"}  # fmt: skip
@@ -76,6 +88,7 @@ class Tracer:
         self._is_silent = False
         self._written: set[str] = set()
         self._refused: LadderError | None = None
+        self._process = os.getpid()
 
     def __enter__(self) -> Tracer:
         _tracing.append(self)
@@ -99,7 +112,10 @@ class Tracer:
         self._written.add(path)
 
     def note(self, name: str, state: Any) -> None:
-        """Take down what was asked for, and what it was."""
+        """Take down what was asked for, and what it was.  Raises LadderError in a fork."""
+        if os.getpid() != self._process:
+            raise LadderError(f"a process that a stage has started asks for {name}, which no "
+                              "record would hold: let the stage read it")  # fmt: skip
         self._states[name] = state if self._states.get(name, state) == state else MIXED
 
     def expect(self, paths: Iterable[str] | None) -> None:
@@ -107,7 +123,7 @@ class Tracer:
 
         None where nothing that is called does.  What a body lists, it may go on to read.
         """
-        self._is_silent = paths is not None
+        self._is_silent |= paths is not None
         self._named |= {named(each): each for each in paths or () if not self.is_apart(each)}
 
     def listed(self, folder: str) -> None:
@@ -129,6 +145,8 @@ class Tracer:
                 for name, state in earlier.items():
                     if name.startswith(("$", "@")) or not self.is_apart(located(name)):
                         self.note(name, state)
+        if sys.flags.hash_randomization and not reached.isdisjoint(UNORDERED):
+            self.note(ORDER, state_of(ORDER))
         # What the body made itself, it may have made without a word, too.
         expected = (name for name, path in self._named.items() if not self.is_apart(path))
         self._states |= {name: state_of(name) for name in {*expected} - self._states.keys()}
@@ -153,11 +171,12 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         path, writes = arguments[0] if arguments else None, False
     else:
         return
-    if getattr(BUSY, "now", False) or isinstance(path, int):
+    if isinstance(path, int) and not _tracing:
         return
     if event in _REFUSED:
-        if _tracing:
-            _refuse(event)
+        _refuse(event)
+    elif event in _OPENS:
+        _silently(re.sub(r"^file:(//)?|\?.*", "", str(path)))
     elif event in _MAKES:
         for each in arguments[: 2 if event in ("os.rename", "os.link") else 1]:
             _wrote(each, is_folder=event in ("os.mkdir", "os.rename"))
@@ -170,12 +189,15 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _is_nobodys(path: str) -> bool:
-    return path.startswith(_NOBODYS) and not path.startswith(_SHARED_MEMORY)
+    is_device = path.startswith("/dev/") and not path.startswith(_SHARED_MEMORY)
+    return path.startswith(_INSTALLED) or (is_device and path not in _NOISE)
 
 
 def _whole(path: Any, folder: int | None = None) -> str:
     """A path from the root, from the working directory or an open folder; "" where it has none."""
     with contextlib.suppress(TypeError, ValueError, OSError):
+        if isinstance(path, int):
+            path = PLAIN["os.readlink"](f"/proc/self/fd/{path}")
         path = os.fsdecode("." if path is None else path)
         if folder is not None and not os.path.isabs(path):
             path = os.path.join(PLAIN["os.readlink"](f"/proc/self/fd/{folder}"), path)
@@ -186,18 +208,21 @@ def _whole(path: Any, folder: int | None = None) -> str:
 
 
 def _wrote(path: Any, *, is_folder: bool = False) -> None:
-    if _tracing and (whole := _whole(path)):
+    if _tracing and not getattr(BUSY, "now", False) and (whole := _whole(path)):
         for tracer in _tracers():
             tracer.wrote(whole, is_folder=is_folder)
 
 
 def _look(path: str, event: str) -> None:
     """Take down that a file is read, or the names in a folder."""
+    if path in _NOISE:
+        _refuse("noise")
     tracers, is_file = _tracers(), event == "open"
     if any(tracer.is_apart(path) for tracer in tracers):
         return
-    frame = sys._getframe(2)
-    asker = _asker(frame, _FINDS if not is_file else _FINDS[:1], path)
+    apart = (*_FINDS[: 1 if is_file else None], *([_QUOTES] if path.endswith(".py") else []))
+    passes = _plainly if path.startswith(_MACHINE) else _anyhow
+    asker = _asking(lambda each: passes(each) and not _is_of(each, apart))
     if asker is None:
         return
     if path.endswith(".pyc"):
@@ -208,13 +233,26 @@ def _look(path: str, event: str) -> None:
         with quietly(), contextlib.suppress(OSError):
             for tracer in tracers:
                 tracer.listed(path)
-    if event == "os.scandir" and _part(frame.f_code.co_filename) == "ours":
+    if event == "os.scandir" and asker is sys._getframe(2):
         _take_down(asker, f"?entries {named(path)}")  # each tells its size, too
 
 
-def _take_down(asker: tuple[str, str], name: str) -> None:
-    state = state_of(name)
-    _asked.setdefault(asker, {})[name] = state
+def _is_of(frame: FrameType, files: Iterable[str]) -> bool:
+    return any(each in frame.f_code.co_filename for each in files)
+
+
+def _silently(path: Any, *_how: Any, **_more: Any) -> None:
+    """Take down a file that compiled code is given, which opens it without a word to Python."""
+    whole = _whole(path)
+    is_data = _tracing and not whole.startswith(_INSTALLED) and os.path.isfile(whole)
+    if is_data and _asking(_anyhow):
+        for tracer in _tracers():
+            tracer.expect([whole])
+
+
+def _take_down(asker: FrameType, name: str) -> None:
+    state, code = state_of(name), asker.f_code
+    _asked.setdefault((code.co_filename, code.co_qualname), {})[name] = state
     for tracer in _tracers():
         tracer.note(name, state)
 
@@ -225,21 +263,47 @@ def _tracers() -> list[Tracer]:
     return [mine] if mine else [*_tracing]
 
 
-def _asker(frame: FrameType | None, finders: tuple[str, ...], path: str) -> tuple[str, str] | None:
-    """The innermost function of the project's own: its file and its name; None before an import."""
-    while frame is not None:
-        code = frame.f_code
-        part = _part(code.co_filename)
-        if part == "ours":
-            return code.co_filename, code.co_qualname
-        if any(each in code.co_filename for each in finders):
-            return None
-        if path.endswith(".py") and code.co_filename.endswith(_QUOTES):
-            return None
-        if part == "engine" or (part == "import" and code.co_name == "_find_and_load"):
-            return None
+def _asking(passes: Callable[[FrameType], bool]) -> FrameType | None:
+    """The innermost function of the project's own, where all through which it asks pass that on.
+
+    Of a thread that a body has started, Python's own at its root: `pool.map(Path.read_text, ...)`.
+    """
+    if getattr(BUSY, "now", False):
+        return None
+    frame: FrameType | None = sys._getframe(2)
+    while frame and frame.f_code.co_filename == __file__:
         frame = frame.f_back
-    return None
+    root, is_python = frame, not getattr(_local, "tracer", None) and bool(_tracing)
+    while frame and _part(frame.f_code.co_filename) != "ours":
+        if not passes(frame):
+            return None
+        is_python = is_python and _is_python(frame.f_code.co_filename)
+        root, frame = frame, frame.f_back
+    return frame or (root if is_python else None)
+
+
+def _anyhow(frame: FrameType) -> bool:
+    """Packages read files for who calls them, unless it is an import, or the engine's own."""
+    part = _part(frame.f_code.co_filename)
+    return part != "engine" and (part != "import" or frame.f_code.co_name != "_find_and_load")
+
+
+def _plainly(frame: FrameType) -> bool:
+    """Python asks for who calls it, and so does a package that reads variables into fields."""
+    file = frame.f_code.co_filename
+    is_asked = _is_python(file) and not file.endswith(_LOOKS_ROUND)
+    return is_asked or file == _WATCH or _SETTINGS in file
+
+
+def _closely(frame: FrameType) -> bool:
+    """Python's functions for paths look at one for who calls them."""
+    module = str(frame.f_globals.get("__name__")).partition(".")[0]
+    looks = module in _LOOKING and frame.f_code.co_name not in _MAKING
+    return looks or frame.f_code.co_filename == _WATCH
+
+
+def _is_python(file: str) -> bool:
+    return file.startswith(("<frozen", *_INSTALLED)) and "-packages/" not in file
 
 
 @functools.cache
@@ -253,21 +317,9 @@ def _part(file: str) -> str:
     return "engine" if _ENGINE in path or path.startswith(f"{_ROOT}/flows/") else "ours"
 
 
-def _directly(frame: FrameType | None) -> FrameType | None:
-    """The project's own function that asks Python itself, with no package between them."""
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if _part(file) == "ours":
-            return frame
-        of_python = file.startswith(("<frozen", *_INSTALLED)) and "-packages/" not in file
-        if file != _WATCH and (not of_python or file.endswith(_LOOKS_ROUND)):
-            return None
-        frame = frame.f_back
-    return None
-
-
-def _refuse(event: str) -> None:
-    if frame := _directly(sys._getframe(2)):
+def _refuse(event: str, passes: Callable[[FrameType], bool] = _plainly) -> None:
+    apart = _NAMES if event == "noise" else ()
+    if _tracing and (frame := _asking(lambda each: passes(each) and not _is_of(each, apart))):
         error = LadderError(
             f"{frame.f_code.co_filename}:{frame.f_lineno}: a stage cannot {_REFUSED[event]}, whose "
             "answer may be another the next time; do that before, and read a file"
@@ -290,9 +342,8 @@ class _Environ(_ENVIRON):  # type: ignore[valid-type,misc] # a class that typesh
 
 
 def _tell(name: str) -> None:
-    if not getattr(BUSY, "now", False) and (frame := _directly(sys._getframe(2))):
-        code = frame.f_code
-        _take_down((code.co_filename, code.co_qualname), name)
+    if frame := _asking(_plainly):
+        _take_down(frame, name)
 
 
 def _pieces(file: str, function: str) -> Iterator[str]:
@@ -334,31 +385,15 @@ class _Status:
     __hash__ = None  # type: ignore[assignment] # nobody keeps such a thing in a set
 
 
-def _closely(frame: FrameType | None) -> tuple[str, str] | None:
-    """The project's own function that asks, itself or through Python's functions for paths."""
-    while frame is not None and not getattr(BUSY, "now", False):
-        code = frame.f_code
-        part = _part(code.co_filename)
-        if part == "ours":
-            return code.co_filename, code.co_qualname
-        module = str(frame.f_globals.get("__name__")).partition(".")[0]
-        if code.co_filename != _WATCH and (module not in _LOOKING or code.co_name in _MAKING):
-            return None
-        frame = frame.f_back
-    return None
-
-
-def _noter(
-    path: Any, folder: int | None, frame: FrameType, link: str = ""
-) -> Callable[[str], None] | None:
+def _noter(path: Any, folder: int | None, link: str = "") -> Callable[[str], None] | None:
     """What takes down that a field of a path's state was asked for; None where nobody is told."""
-    if isinstance(path, int) or (folder is not None and not _tracing):
+    if folder is not None and not _tracing:
         return None  # as a scan asks, of very many
-    asker = _closely(frame)
+    asker = _asking(_closely)
     if asker is None:
         return None
     whole = _whole(path, folder)
-    if not whole or _is_nobodys(whole):
+    if not whole or whole.startswith(_INSTALLED):
         return None
     if any(tracer.is_apart(whole) for tracer in _tracers()):
         return None
@@ -367,15 +402,18 @@ def _noter(
 
 
 def _stat(path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> Any:
-    note = _noter(path, dir_fd, sys._getframe(1), "" if follow_symlinks else "l")
+    note = _noter(path, dir_fd, "" if follow_symlinks else "l")
     return _noted(note, "os.stat", path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
 
 
+def _fstat(number: int) -> Any:
+    return _noted(_noter(number, None), "os.fstat", number)
+
+
 def _lstat(path: Any, *, dir_fd: int | None = None) -> Any:
-    frame = sys._getframe(1)
     # Path.resolve() looks so whether there is a link, and follows it: that is noted.
-    is_resolved = frame.f_code.co_name in ("_joinrealpath", "realpath")
-    note = None if is_resolved else _noter(path, dir_fd, frame, "l")
+    is_resolved = sys._getframe(1).f_code.co_name in ("_joinrealpath", "realpath")
+    note = None if is_resolved else _noter(path, dir_fd, "l")
     return _noted(note, "os.lstat", path, dir_fd=dir_fd)
 
 
@@ -387,13 +425,13 @@ def _noted(note: Callable[[str], None] | None, call: str, path: Any, **how: Any)
 
 
 def _access(path: Any, mode: int, **how: Any) -> bool:
-    if note := _noter(path, how.get("dir_fd"), sys._getframe(1)):
+    if note := _noter(path, how.get("dir_fd")):
         note(f"access{mode}")
     return bool(PLAIN["os.access"](path, mode, **how))
 
 
 def _readlink(path: Any, *, dir_fd: int | None = None) -> Any:
-    if note := _noter(path, dir_fd, sys._getframe(1)):
+    if note := _noter(path, dir_fd):
         note("target")
     return PLAIN["os.readlink"](path, dir_fd=dir_fd)
 
@@ -402,7 +440,7 @@ def _open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None
     # Of a path from the root the audit hook is told, and a folder may be opened for any of it.
     is_told = isinstance(path, str) and path[:1] == "/"
     reads = not flags & (os.O_ACCMODE | os.O_DIRECTORY | os.O_CREAT)
-    if reads and not is_told and (note := _noter(path, dir_fd, sys._getframe(1))):
+    if reads and not is_told and (note := _noter(path, dir_fd)):
         note("")
     number: int = PLAIN["os.open"](path, flags, mode, dir_fd=dir_fd)
     return number
@@ -412,8 +450,8 @@ def _telling(name: str) -> Callable[..., Any]:
     """A function that asks what this process or machine is, and notes it."""
 
     def asked(*arguments: Any, **more: Any) -> Any:
-        if asker := _closely(sys._getframe(1)):
-            _take_down(asker, f"@{name}")
+        if asker := _asking(_closely):
+            _take_down(asker, f"@{name} {arguments!r}".removesuffix(" ()"))
         return PLAIN[name](*arguments, **more)
 
     return asked
@@ -430,9 +468,25 @@ def _put(place: Any, name: str, function: Any) -> None:
     setattr(place, name, function)
 
 
-_EVENTS = {"os.listdir", "os.scandir", *_MAKES, *_REFUSED}
-_OF_PATHS = {"stat": _stat, "lstat": _lstat, "access": _access, "readlink": _readlink,
-             "open": _open}  # fmt: skip
+def _telling_before(plain: Any, tell: Callable[..., object]) -> Any:
+    """A function of others' that is told of before it is called."""
+
+    def called(*arguments: Any, **more: Any) -> Any:
+        tell(*arguments, **more)
+        return plain(*arguments, **more)
+
+    return functools.wraps(plain)(called)
+
+
+_OPENS = {"sqlite3.connect", "ctypes.dlopen"}
+_OPENERS = (
+    "pyarrow.OSFile", "pyarrow.memory_map", "pyarrow.lib._stringify_path",
+    "pyarrow.util._stringify_path", "torch.from_file", "torch.jit.load",
+    "torch.UntypedStorage.from_file", "safetensors.safe_open", "safetensors.torch.safe_open",
+)  # fmt: skip
+_EVENTS = {"os.listdir", "os.scandir", *_OPENS, *_MAKES, *_REFUSED}
+_OF_PATHS = {"stat": _stat, "lstat": _lstat, "fstat": _fstat, "access": _access,
+             "readlink": _readlink, "open": _open}  # fmt: skip
 
 # From here on and for good: Python has no way to take an audit hook away.
 for _environ in (os.environ, os.environb):  # the same object for all who hold it
@@ -440,4 +494,16 @@ for _environ in (os.environ, os.environb):  # the same object for all who hold i
 for _call in PLAIN:
     _place, _, _name = _call.partition(".")
     _put(sys.modules[_place], _name, _OF_PATHS.get(_name) or _telling(_call))
+for _call in _OPENERS:
+    _place, _, _name = _call.rpartition(".")
+    _owner = pkgutil.resolve_name(_place)
+    setattr(_owner, _name, _telling_before(getattr(_owner, _name), _silently))
+_noise: Any = random
+os.urandom = _noise._urandom = _telling_before(os.urandom, lambda _count: _refuse("noise"))
+_noise.Random.seed = _telling_before(
+    random.Random.seed, lambda _self, a=None, *_, **__: _refuse("noise") if a is None else None
+)
+_noise.seed = _noise._inst.seed
+_noise = numpy.random.bit_generator
+_noise.randbits = _telling_before(_noise.randbits, lambda _count: _refuse("noise", _anyhow))
 sys.addaudithook(_hook)
