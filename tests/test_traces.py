@@ -471,10 +471,10 @@ def test_a_result_of_sets_in_another_order_serves_nobody_else(traced, monkeypatc
     """As of a stage in the calling process, which was not started with PYTHONHASHSEED=0."""
     traced("in_some_order")
     assert len(traced("in_some_order")) == 1
-    traced("folder")
+    traced("made")
     monkeypatch.setattr(held, "hash", lambda _text: 1, raising=False)
     assert traced("in_some_order")[0].startswith("hash ('the order of sets',) ")
-    assert len(traced("folder")) == 1
+    assert len(traced("made")) == 1
 
 
 @pytest.mark.parametrize("stage", ["program", "network"])
