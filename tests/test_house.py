@@ -209,6 +209,16 @@ def test_constraints_pin_every_dependency_exactly() -> None:
     assert "torch==2.13.0" in pins
 
 
+def test_the_tests_of_a_file_stay_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Else each of `make test`'s processes would start a server, and climb, of its own.
+
+    pytest-xdist learns from the end of a test's name which ones stay together.
+    """
+    assert request.node.get_closest_marker("xdist_group").args == ("test_house",)
+    ending = "@test_house" if request.config.getoption("loadgroup", default=False) else ""
+    assert request.node.nodeid.endswith(f"{request.node.name}{ending}")
+
+
 def test_data_holds_two_tracked_files_and_ignores_the_rest() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "data"], cwd=ROOT, capture_output=True, text=True, check=False
