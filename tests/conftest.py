@@ -26,7 +26,10 @@ MNIST = Path(__file__).parents[2] / "shared" / "mnist_png.tgz"
 MNIST_SHA256 = "b9ddb3f9e8d8ec92b0771df035e9bb4bf7b447bff3b0a5bcb7d97d0256a6f599"
 
 SHARED = ("prefect_server", "mnist")  # fixtures of which one must do for the whole suite
-LONG = ("test_train", "test_faults", "test_plan", "test_server")  # files
+LONG = (  # files
+    "test_train", "test_faults", "test_plan", "test_serve", "test_truth", "test_export",
+    "test_server", "test_together",
+)  # fmt: skip
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -40,6 +40,23 @@ CACHES = (
     reach.reach,
     fp.storing,
 )
+SLOW = (origins.distributions, fp.storing)  # what is installed, and the engine
+
+
+def forget_sources(prefix: str, path: list[str]) -> None:
+    """Forget the modules with this prefix, and what is known of sources.
+
+    And what is known of what is installed, where a test has added to this path: else that is always
+    the same, and slow to find again for hundreds of tests.
+    """
+    for name in [name for name in sys.modules if name.startswith(prefix)]:
+        del sys.modules[name]
+    for cached in CACHES:
+        if cached not in SLOW:
+            cached.cache_clear()
+    if sys.path != path:
+        origins.distributions.cache_clear()
+
 
 HELPERS = '''
 """Helpers."""
@@ -220,8 +237,10 @@ def project(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
+    path = [*sys.path]
+
     def load(helpers: str, chapter: str) -> dict[str, dict[str, str]]:
-        forget()
+        forget_sources("fp", path)
         (tmp_path / "fphelpers.py").write_text(helpers)
         (tmp_path / "fpchapter.py").write_text(chapter)
         importlib.invalidate_caches()
@@ -234,14 +253,8 @@ def project(
             found[name] = fp.fingerprint(function, given).code
         return found
 
-    def forget() -> None:
-        for name in ("fphelpers", "fpchapter"):
-            sys.modules.pop(name, None)
-        for cached in CACHES:
-            cached.cache_clear()
-
     yield load
-    forget()
+    forget_sources("fp", path)
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=[f"{old[:24]}->{new[:24]}" for old, new, _ in EDITS])
@@ -423,15 +436,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     """A package `fpp`, edited, and a stage's module; gives the code its `go` reaches."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def forget() -> None:
-        for name in [name for name in sys.modules if name.startswith("fp")]:
-            del sys.modules[name]
-        for cached in CACHES:
-            cached.cache_clear()
+    paths = [*sys.path]
 
     def load(stage: str, old: str = "", new: str = "", *, check: bool = True) -> dict[str, str]:
-        forget()
+        forget_sources("fp", paths)
         for name, text in PACKAGE.items():
             path = tmp_path / "fpp" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -445,7 +453,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         return fp.fingerprint(module.go, {"x": getattr(module, "x", 1)}).code
 
     yield load
-    forget()
+    forget_sources("fp", paths)
 
 
 PASSING = """import os, random, sys, time, torch

@@ -33,7 +33,7 @@ from tasks.caching.refs import Ref
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = os.environ.get("STEPLADDER_FAULTS") == "full"
-STEPS = 300 if FULL else 20
+STEPS = 300 if FULL else 14
 RECIPE = '[[recipe]]\nmodel = "linear"\nloss = "{loss}"\nepochs = {epochs}\nlr = {lr}\n'
 CHAPTERS = (
     "images/decode", "rungs/baseline", "rungs/models", "rungs/losses", "rungs/split",

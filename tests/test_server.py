@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -30,7 +32,9 @@ with server.use():
     from prefect.client.orchestration import get_client
     with get_client(sync_client=True) as client:
         assert client.api_healthcheck() is None
-        print(server._process.pid, client.server_type.name, flush=True)
+        answer = client.request("POST", "/flows/filter", json={})
+        facts = server._process.pid, client.server_type.name, answer.status_code, server._port
+        print(*facts, flush=True)
     time.sleep(600)
 """
 NOWHERE = "127.0.0.1:9"
@@ -51,8 +55,24 @@ def no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+def asked_by_a_web_page(port: str) -> tuple[int, str | None]:
+    """What a server answers to a page of somebody else's, and whom it lets read that."""
+    headers = {"origin": "https://example.org", "content-type": "text/plain"}
+    url = f"http://127.0.0.1:{port}/api/flows/filter"
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, b"{}", headers))
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        return answer.status, answer.headers.get("access-control-allow-origin")
+
+
 def test_it_serves_a_run_and_ends_with_it_though_it_is_killed(no_server: Path) -> None:
-    """Two at once, whose home has no database yet, each beside a proxy that leads nowhere."""
+    """Two at once, whose home has no database yet, each beside a proxy that leads nowhere.
+
+    No web page can use them: a foreign origin that posts what needs no leave of a browser is
+    refused; the run is not.
+    """
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", RUN], cwd=ROOT, env={**os.environ, **proxies},
@@ -61,14 +81,16 @@ def test_it_serves_a_run_and_ends_with_it_though_it_is_killed(no_server: Path) -
         for proxies in PROXIES[1:]
     ]  # fmt: skip
     said = [run.stdout.readline().split() for run in runs if run.stdout]
-    assert [kind for _, kind in said] == ["SERVER"] * 2  # and not one that Prefect starts itself
+    # SERVER: and not one that Prefect starts itself
+    assert [answered for _, *answered, _ in said] == [["SERVER", "200"]] * 2
+    assert [asked_by_a_web_page(port) for *_, port in said] == [(401, None)] * 2
     assert (no_server / "prefect.db").is_file()
-    assert [errors_of(int(process)) for process, _ in said] == [[], []]
+    assert [errors_of(int(process)) for process, *_ in said] == [[], []]
     for run in runs:
         os.kill(run.pid, signal.SIGKILL)
         run.communicate()
     deadline = time.monotonic() + 20
-    while [process for process, _ in said if Path(f"/proc/{process}/cmdline").is_file()]:
+    while [process for process, *_ in said if Path(f"/proc/{process}/cmdline").is_file()]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -200,30 +222,3 @@ def test_a_servers_log_is_read_for_errors() -> None:
         "\x1b[31mERROR\x1b[0m:    Exception in ASGI application",
     ]
     assert errors_in("\n".join(lines)) == [*lines[1:4], "ERROR:    Exception in ASGI application"]
-
-
-FOREIGN = """
-import urllib.error, urllib.request
-from flows.server import TemporaryServer
-server = TemporaryServer()
-server.begin()
-with server.use():
-    from prefect.client.orchestration import get_client
-    with get_client(sync_client=True) as client:
-        print(client.request("POST", "/flows/filter", json={}).status_code)
-    url = f"http://127.0.0.1:{server._port}/api/flows/filter"
-    headers = {"origin": "https://example.org", "content-type": "text/plain"}
-    try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, b"{}", headers))
-    except urllib.error.HTTPError as error:
-        answer = error
-    print(answer.status, answer.headers.get("access-control-allow-origin"))
-"""
-
-
-def test_a_web_page_cannot_use_it(no_server: Path) -> None:
-    """A foreign origin that posts what needs no leave of a browser is refused; the run is not."""
-    done = subprocess.run(
-        [sys.executable, "-c", FOREIGN], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines() == ["200", "401 None"]
