@@ -228,9 +228,8 @@ def named_files(followed: Mapping[str, Any], arguments: Mapping[str, Any]) -> se
         found |= {(place, text) for text in texts for place in (here, *places)}
         found |= {(place, text.lstrip("/")) for text in texts for place in places}
         ends = tuple(text for text in texts if re.fullmatch(r"[\w-]*\.(?!py)\w{1,9}", text))
-        found |= {
-            (places[0], each.name) for each in entries(Path(places[0])) if each.name.endswith(ends)
-        }
+        beside = entries(Path(places[0])) if ends else []  # of few units: a look for every body
+        found |= {(places[0], each.name) for each in beside if each.name.endswith(ends)}
     paths = {
         os.path.normpath(os.path.join(place, text)) for place, text in found
         if 3 <= len(text) <= 255 and "." in text[1:] and not {"\n", "\0"} & {*text}

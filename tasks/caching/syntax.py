@@ -6,6 +6,7 @@ Nothing is run.  Comments, docstrings, annotations of functions and formatting d
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import symtable
 from collections import Counter
@@ -241,6 +242,7 @@ class _AsGenerators(ast.NodeTransformer):
     visit_ListComp = visit_SetComp = visit_DictComp = _generator  # noqa: N815 - as ast calls them
 
 
+@functools.lru_cache(1)  # asked for a unit's names, then for its parameters
 def _tables(text: str) -> list[symtable.SymbolTable]:
     """Python's own symbol tables of a piece of module-level code, the outermost first."""
     tree = ast.parse(text)
