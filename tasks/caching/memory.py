@@ -39,7 +39,7 @@ from tasks.caching.reach import Unit
 from tasks.caching.syntax import DEFINITION, refuse
 
 # What holds nothing that a result could depend on
-_EMPTY = (type(threading.Lock()), type(threading.RLock()), ContextVar, ModuleType)
+_EMPTY = (type(threading.Lock()), type(threading.RLock()), ContextVar)
 _ATOM = bool | int | float | complex | str | bytes | None
 
 
